@@ -1,0 +1,170 @@
+"""The ``.metadata`` object: bytes to value and back, without running code from it.
+
+A pickle may name any importable function. Here only the names that torch's own writers
+use are known (torch 2.3 to 2.15); everything else is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import metadata as dcp
+
+from ._torch import StorageInfo
+from .exceptions import InvalidCheckpointError
+from .plan import StoredItem
+from .ranges import ItemRange
+
+METADATA_NAME = ".metadata"
+
+_DCP = "torch.distributed.checkpoint.metadata"
+_FILESYSTEM = "torch.distributed.checkpoint.filesystem"
+_SHARDED = "torch.distributed._shard.sharded_tensor.metadata"
+
+
+def metadata_name(rank: int | None = None) -> str:
+    """``.metadata``, or ``__{rank}.metadata`` of a save without collectives."""
+    return METADATA_NAME if rank is None else f"__{rank}{METADATA_NAME}"
+
+
+def dump_metadata(metadata: dcp.Metadata) -> bytes:
+    """Pickle as torch's writer does."""
+    return pickle.dumps(metadata)
+
+
+def load_metadata(data: bytes) -> dcp.Metadata:
+    """Decode and check what a ``.metadata`` object holds.
+
+    Raises:
+        InvalidCheckpointError: Damaged, or it names something that may not be loaded.
+    """
+    try:
+        value = _Unpickler(io.BytesIO(data)).load()
+    except InvalidCheckpointError:
+        raise
+    except Exception as error:
+        # A damaged pickle may raise nearly anything.
+        raise InvalidCheckpointError(
+            f"the checkpoint's metadata is damaged: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(value, dcp.Metadata):
+        raise InvalidCheckpointError(
+            f"the checkpoint's metadata holds a {type(value).__name__}, not a Metadata"
+        )
+    _check_storage(getattr(value, "storage_data", None))
+    return value
+
+
+def stored_item(info: Any) -> StoredItem:
+    """Where an item lies, from its entry in ``storage_data``."""
+    transforms = tuple(getattr(info, "transform_descriptors", None) or ())
+    span = ItemRange(info.offset, info.offset + info.length)
+    return StoredItem(str(info.relative_path), span, transforms)
+
+
+def data_paths(metadata: dcp.Metadata) -> frozenset[str]:
+    """Relative paths of all data objects that a checkpoint consists of."""
+    return frozenset(str(info.relative_path) for info in metadata.storage_data.values())
+
+
+def _check_storage(storage_data: Any) -> None:
+    if not isinstance(storage_data, dict):
+        raise InvalidCheckpointError("the checkpoint's metadata does not say where items lie")
+    for index, info in storage_data.items():
+        name = getattr(index, "fqn", index)
+        if not isinstance(info, StorageInfo):
+            raise InvalidCheckpointError(f"item {name!r} is stored in an unknown way: {info!r}")
+        path, offset, length = str(info.relative_path), info.offset, info.length
+        parts = path.split("/")
+        if not path or path.startswith("/") or ".." in parts or "://" in path:
+            raise InvalidCheckpointError(
+                f"item {name!r} lies outside of the checkpoint: {path!r}", tensor=str(name)
+            )
+        if not (isinstance(offset, int) and isinstance(length, int)) or min(offset, length) < 0:
+            raise InvalidCheckpointError(
+                f"item {name!r} has an impossible place: offset {offset!r}, length {length!r}",
+                tensor=str(name),
+            )
+
+
+class _TensorProperties(dcp.TensorProperties):
+    """Reads the state of torch up to 2.14 (5 values) and of 2.15 (6 values)."""
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(tuple(state)[:5])  # type: ignore[no-untyped-call]
+        # From here on it is what torch itself would have made.
+        self.__class__ = dcp.TensorProperties  # type: ignore[assignment]
+
+
+def _path(*parts: str) -> str:
+    """Paths in metadata are plain strings here."""
+    return str(PurePosixPath(*parts))
+
+
+def _layout(text: str) -> torch.layout:
+    layout = getattr(torch, str(text).removeprefix("torch."), None)
+    if not isinstance(layout, torch.layout):
+        raise InvalidCheckpointError(f"unknown layout {text!r} in the checkpoint's metadata")
+    return layout
+
+
+class _StoragePrefix:
+    """Plans of older versions carry one; it means nothing to a load."""
+
+
+def _legacy_sharded_names() -> dict[tuple[str, str], Any]:
+    from torch.distributed._shard.sharded_tensor import metadata as sharded
+
+    return {
+        (_SHARDED, name): getattr(sharded, name)
+        for name in ("TensorProperties", "MEM_FORMAT_ENCODING")
+    }
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    **{
+        (_DCP, name): getattr(dcp, name)
+        for name in (
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        )
+    },
+    (_DCP, "TensorProperties"): _TensorProperties,
+    (_FILESYSTEM, "_StorageInfo"): StorageInfo,
+    (_FILESYSTEM, "_StoragePrefix"): _StoragePrefix,
+    ("torch", "Size"): torch.Size,
+    ("torch.serialization", "_get_layout"): _layout,
+    ("collections", "OrderedDict"): OrderedDict,
+    **{
+        (module, name): _path
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath", "Path")
+    },
+    **_legacy_sharded_names(),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        allowed = _ALLOWED.get((module, name))
+        if allowed is None and module == "torch":
+            value = getattr(torch, name, None)
+            if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
+                allowed = value
+        if allowed is None:
+            raise InvalidCheckpointError(
+                f"the checkpoint's metadata names {module}.{name}, which no checkpoint needs; "
+                "it was not loaded, because that could run code from the bucket"
+            )
+        return allowed  # type: ignore[no-any-return]

@@ -1,0 +1,165 @@
+"""How to reach S3: everything that a user may set, validated where it is set."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    import boto3
+    from mypy_boto3_s3 import S3Client as Boto3S3Client
+
+_MIB = 1024 * 1024
+_CHECKSUMS = ("CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256")
+_ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
+
+
+@dataclass(frozen=True)
+class S3Credentials:
+    """Keys given by hand. They are never shown, and pickling them is refused.
+
+    Prefer the environment, a profile or an instance role: those also reach the worker
+    process of ``dcp.async_save(..., async_checkpointer_type=PROCESS)``.
+    """
+
+    access_key_id: str = field(repr=False)
+    secret_access_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.access_key_id or not self.secret_access_key:
+            raise ConfigurationError("S3Credentials needs both access_key_id and secret_access_key")
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigurationError(
+            "credentials given by hand are not sent to another process; set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or use S3ClientConfig(profile=...)"
+        )
+
+
+@dataclass(frozen=True)
+class S3ClientConfig:
+    """Settings of the S3 client. All are optional; None means: as boto3 would do.
+
+    Args:
+        throughput_target_gbps: Accepted for s3torchconnector's sake. Concurrency here is
+            set by ``max_concurrency``.
+        part_size: Preferred size in bytes of an upload's parts, 5 MiB to 5 GiB. It grows
+            where an object would need more than 10,000 parts.
+        unsigned: Send requests without a signature (public buckets).
+        force_path_style: Address buckets as ``endpoint/bucket`` rather than by host name.
+        max_attempts: How often a request is tried in all, at least 1.
+        profile: Profile of the shared AWS configuration to take credentials from.
+        requester_pays: Agree to pay for requests to requester-pays buckets.
+        endpoint_url: Server to talk to, such as ``http://127.0.0.1:8333``.
+        credentials: Keys given by hand.
+        session: A boto3 session of your own. Not picklable.
+        client: A boto3 S3 client of your own; all settings about the connection are then
+            its business. Not picklable.
+        max_concurrency: Requests in flight at once per process.
+        memory_budget: Bytes that uploads may hold in buffers per process.
+        storage_class: Storage class of what is written, such as ``STANDARD_IA``.
+        server_side_encryption: ``AES256``, ``aws:kms`` or ``aws:kms:dsse``.
+        sse_kms_key_id: Key for the two KMS modes.
+        checksum_algorithm: Checksum that the server verifies on uploads. CRC64NVME and
+            CRC32C need the extra ``torch_s3dcp[crt]``.
+        connect_timeout: Seconds to wait for a connection.
+        read_timeout: Seconds to wait for the next byte of an answer.
+
+    Raises:
+        ConfigurationError: A value cannot work; the message names it and says what does.
+    """
+
+    throughput_target_gbps: float = 10.0
+    part_size: int = 8 * _MIB
+    unsigned: bool = False
+    force_path_style: bool = False
+    max_attempts: int = 10
+    profile: str | None = None
+    requester_pays: bool = False
+    endpoint_url: str | None = None
+    credentials: S3Credentials | None = None
+    session: boto3.Session | None = field(default=None, repr=False)
+    client: Boto3S3Client | None = field(default=None, repr=False)
+    max_concurrency: int = 16
+    memory_budget: int = 256 * _MIB
+    storage_class: str | None = None
+    server_side_encryption: str | None = None
+    sse_kms_key_id: str | None = None
+    checksum_algorithm: str | None = None
+    connect_timeout: float = 10.0
+    read_timeout: float = 60.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "throughput_target_gbps", "connect_timeout", "read_timeout")
+        _whole(self, "part_size", 5 * _MIB, 5 * 1024 * _MIB)
+        _whole(self, "max_attempts", 1, 1000)
+        _whole(self, "max_concurrency", 1, 10_000)
+        _whole(self, "memory_budget", 16 * _MIB, None)
+        _one_of(self, "checksum_algorithm", _CHECKSUMS)
+        _one_of(self, "server_side_encryption", _ENCRYPTIONS)
+        if self.sse_kms_key_id and not (self.server_side_encryption or "").startswith("aws:kms"):
+            raise ConfigurationError(
+                "sse_kms_key_id needs server_side_encryption='aws:kms' or 'aws:kms:dsse'"
+            )
+        if self.endpoint_url and not self.endpoint_url.startswith(("http://", "https://")):
+            raise ConfigurationError(
+                f"endpoint_url must begin with http:// or https://, got {self.endpoint_url!r}"
+            )
+        self._check_sources()
+
+    def _check_sources(self) -> None:
+        """At most one place may say which credentials to use."""
+        given = [
+            name
+            for name in ("unsigned", "credentials", "profile", "session", "client")
+            if getattr(self, name)
+        ]
+        if len(given) > 1:
+            raise ConfigurationError(
+                f"{' and '.join(given)} contradict each other: each says which credentials "
+                "to use; give one of them"
+            )
+
+    def replace(self, **changes: Any) -> S3ClientConfig:
+        """A copy with some settings changed."""
+        return dataclasses.replace(self, **changes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        for name in ("session", "client"):
+            if getattr(self, name) is not None:
+                raise ConfigurationError(
+                    f"S3ClientConfig({name}=...) cannot be sent to another process; describe "
+                    "the connection with profile, endpoint_url and the environment instead"
+                )
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return _rebuild, (values,)
+
+
+def _rebuild(values: Mapping[str, Any]) -> S3ClientConfig:
+    return S3ClientConfig(**values)
+
+
+def _positive(config: S3ClientConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ConfigurationError(f"{name} must be a positive number, got {value!r}")
+
+
+def _whole(config: S3ClientConfig, name: str, least: int, most: int | None) -> None:
+    value = getattr(config, name)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < least or (most is not None and value > most):
+        limits = f"at least {least}" if most is None else f"between {least} and {most}"
+        raise ConfigurationError(f"{name} must be a whole number {limits}, got {value!r}")
+
+
+def _one_of(config: S3ClientConfig, name: str, allowed: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    if value is not None and value not in allowed:
+        raise ConfigurationError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

@@ -1,0 +1,179 @@
+"""One item: a tensor or a blob to stock bytes and back.
+
+Stock bytes are those of ``torch.save`` for tensors and the planner's own bytes for the
+rest, passed through the extensions, exactly as torch's ``FileSystemWriter`` lays them out.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Iterable, Sequence
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import torch
+
+from ._torch import ExtensionRegistry, StreamTransformExtension
+from .exceptions import InvalidCheckpointError, S3DCPError, SizeMismatchError
+from .segments import SegmentSink
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+def storage_view(tensor: torch.Tensor) -> memoryview:
+    """The bytes of the storage behind a CPU tensor, without a copy."""
+    storage = tensor.untyped_storage()
+    if storage.nbytes() == 0:
+        return memoryview(b"")
+    flat = torch.empty(0, dtype=torch.uint8).set_(storage)
+    return memoryview(cast("Buffer", flat.numpy()))
+
+
+def to_stored_form(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as torch's writer stores it: on the CPU, with a storage of its own size.
+
+    A view into a larger storage would drag all of that storage into the checkpoint.
+    """
+    tensor = tensor.detach().cpu()
+    if tensor.layout is not torch.strided:
+        return tensor
+    if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
+        tensor = tensor.clone()
+    return tensor
+
+
+def serialize_tensor(
+    tensor: torch.Tensor, extensions: Sequence[StreamTransformExtension] = ()
+) -> list[memoryview]:
+    """Stock bytes of a tensor, as blocks.
+
+    The block with the tensor's data is its own memory, not a copy: the tensor must not
+    change before the blocks are used. The blocks keep it alive.
+
+    Args:
+        tensor: On the CPU, as :func:`to_stored_form` gives it.
+        extensions: Transformations to apply, innermost last, as torch does.
+    """
+    sink = SegmentSink(_stable_memory(tensor) if not extensions else None)
+    output = _transformed(sink, extensions)
+    torch.save(tensor, output)
+    _finish(output, sink)
+    return sink.segments
+
+
+def serialize_bytes(
+    data: Buffer, extensions: Sequence[StreamTransformExtension] = ()
+) -> list[memoryview]:
+    """Stock bytes of a blob, as blocks."""
+    if not extensions:
+        return [memoryview(data).cast("B")]
+    sink = SegmentSink()
+    output = _transformed(sink, extensions)
+    output.write(data)
+    _finish(output, sink)
+    return sink.segments
+
+
+def descriptors_of(extensions: Sequence[StreamTransformExtension]) -> list[str] | None:
+    """What the metadata says about transformations; None where there are none."""
+    return [extension.get_descriptor() for extension in reversed(extensions)] or None
+
+
+def open_item(
+    view: IO[bytes], descriptors: Iterable[str], registry: ExtensionRegistry
+) -> IO[bytes]:
+    """Undo the transformations that an item was stored with.
+
+    Raises:
+        InvalidCheckpointError: An extension is unknown here, or not installed.
+    """
+    try:
+        extensions = registry.from_descriptor_list(list(descriptors))
+    except ValueError as error:
+        raise InvalidCheckpointError(
+            f"the item was stored through an extension that is not available: {error}; "
+            "install it, or pass an extension registry that knows it"
+        ) from error
+    for extension in extensions:
+        if isinstance(extension, StreamTransformExtension):
+            view = extension.transform_from(view)
+    return view
+
+
+def load_tensor(item: IO[bytes]) -> torch.Tensor:
+    """Decode a stored tensor onto the CPU. Runs no code from the item.
+
+    Raises:
+        InvalidCheckpointError: The bytes are not a stored tensor.
+    """
+    seekable = item if item.seekable() else io.BytesIO(item.read(-1))
+    try:
+        value = torch.load(seekable, map_location="cpu", weights_only=True)
+    except S3DCPError:
+        raise
+    except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError) as error:
+        raise InvalidCheckpointError(
+            f"the stored tensor cannot be decoded: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(value, torch.Tensor):
+        raise InvalidCheckpointError(f"the item holds a {type(value).__name__}, not a tensor")
+    return value
+
+
+def narrow(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
+    """The part of a tensor that begins at ``offsets`` and has shape ``lengths``; a view."""
+    for dim, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
+        if length < tensor.size(dim):
+            tensor = tensor.narrow(dim, offset, length)
+    return tensor
+
+
+def copy_into(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy, casting and moving between devices as needed.
+
+    Raises:
+        SizeMismatchError: The shapes differ.
+    """
+    if target.size() != source.size():
+        raise SizeMismatchError(
+            f"the stored part has shape {list(source.size())}, the load wants "
+            f"{list(target.size())}; give a state dict with the shapes of the checkpoint"
+        )
+    target.copy_(source)
+
+
+def _stable_memory(tensor: torch.Tensor) -> Buffer | None:
+    """The memory that torch.save will hand out unchanged, where there is such memory."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    if not plain or tensor.is_quantized or tensor.device.type != "cpu":
+        return None
+    return storage_view(tensor)
+
+
+class _KeepOpen(io.RawIOBase):
+    """Lets an extension close its output without closing ours."""
+
+    def __init__(self, sink: SegmentSink) -> None:
+        self._sink = sink
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._sink.tell()
+
+    def write(self, block: Buffer, /) -> int:
+        return self._sink.write(block)
+
+
+def _transformed(sink: SegmentSink, extensions: Sequence[StreamTransformExtension]) -> IO[bytes]:
+    output = cast("IO[bytes]", _KeepOpen(sink) if extensions else sink)
+    for extension in extensions:
+        output = extension.transform_to(output)
+    return output
+
+
+def _finish(output: Any, sink: SegmentSink) -> None:
+    if output is not sink:
+        output.close()

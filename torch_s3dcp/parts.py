@@ -1,0 +1,38 @@
+"""How large the parts of a multipart upload must be. Pure arithmetic.
+
+Limits: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+"""
+
+from __future__ import annotations
+
+from .exceptions import ConfigurationError
+
+MIB = 1024 * 1024
+MIN_PART_SIZE = 5 * MIB
+MAX_PART_SIZE = 5 * 1024 * MIB
+MAX_PARTS = 10_000
+
+# An object's size is estimated from the plan before a byte is serialised; a tensor may
+# turn out larger (another dtype than planned). Half of the allowed parts stay in reserve.
+_PLANNED_PARTS = MAX_PARTS // 2
+
+
+def part_size_for(expected_size: int, preferred: int) -> int:
+    """Part size in bytes with which an object of about ``expected_size`` bytes fits.
+
+    The preferred size wherever it suffices, else the smallest multiple of a MiB with which
+    twice the expected size still needs at most 10,000 parts.
+
+    Raises:
+        ConfigurationError: The object would need parts of more than 5 GiB.
+    """
+    if expected_size <= preferred * _PLANNED_PARTS:
+        return preferred
+    needed = -(-expected_size // _PLANNED_PARTS)
+    size = -(-needed // MIB) * MIB
+    if size > MAX_PART_SIZE:
+        raise ConfigurationError(
+            f"an object of {expected_size} bytes is too large for S3; save with a larger "
+            "thread_count so that it is cut into more files"
+        )
+    return max(size, preferred)

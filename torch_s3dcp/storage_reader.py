@@ -1,0 +1,283 @@
+"""The storage reader: plans a load and delegates each object to a reader strategy."""
+
+from __future__ import annotations
+
+import io
+import os
+import uuid
+from collections.abc import Iterator
+from typing import IO, Any, cast
+
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.storage import StorageReader
+from torch.futures import Future
+
+from ._torch import ExtensionRegistry, agent_for
+from .checkpoint_metadata import METADATA_NAME, load_metadata, metadata_name, stored_item
+from .client import S3Client
+from .config import S3ClientConfig
+from .exceptions import (
+    AccessDeniedError,
+    CheckpointError,
+    CheckpointIncompleteError,
+    CheckpointNotFoundError,
+    InvalidCheckpointError,
+    ObjectNotFoundError,
+    S3DCPError,
+    StorageError,
+)
+from .items import copy_into, load_tensor, narrow, open_item
+from .plan import FilePlan, PlannedItem, StoredItem, plan_files
+from .readers.contract import ItemRangeAware, ReaderConstructor
+from .registry import resolve_reader
+from .segments import RangeView
+from .transports import Transport
+from .uri import S3URI, is_uri, order_location, parse_uri
+
+DEFAULT_READER = "dcp_optimized"
+
+
+class S3StorageReader(StorageReader):
+    """Loads a checkpoint from S3: ``dcp.load(state_dict, storage_reader=S3StorageReader(...))``.
+
+    Args:
+        path: The checkpoint, ``s3://bucket/prefix``. s3torchconnector's order
+            ``(region, path)`` is accepted too.
+        region: Region of the bucket; None: as boto3 finds it.
+        s3client_config: Settings of the connection.
+        reader_constructor: How objects are read: a registered name or a constructor from
+            ``S3ReaderConstructor``. Default: ``"dcp_optimized"``.
+        transport: Does the requests; by default boto3 with the settings above.
+        _extension_registry: Extensions that decode items, as in torch's reader.
+
+    Raises:
+        InvalidURIError: ``path`` is not an S3 location.
+        ReaderRegistryError: There is no reader of that name.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        region: str | os.PathLike[str] | None = None,
+        s3client_config: S3ClientConfig | None = None,
+        reader_constructor: ReaderConstructor | str | None = None,
+        *,
+        transport: Transport | None = None,
+        _extension_registry: ExtensionRegistry | None = None,
+    ) -> None:
+        super().__init__()
+        address, self.region = order_location(path, region)
+        self._uri = parse_uri(address)
+        self.reader_constructor = resolve_reader(reader_constructor, DEFAULT_READER)
+        self._client = S3Client(
+            self.region,
+            s3client_config=s3client_config,
+            user_agent=agent_for(self.reader_constructor),
+            transport=transport,
+        )
+        self._extensions = _extension_registry or ExtensionRegistry()
+        self.load_id = str(uuid.uuid4())
+        self.storage_data: dict[Any, Any] = {}
+        self._failure: S3DCPError | None = None
+
+    @property
+    def path(self) -> str:
+        """Address of the checkpoint."""
+        return str(self._uri)
+
+    @property
+    def checkpoint_id(self) -> str:
+        """Address of the checkpoint, under the name that DCP uses."""
+        return self.path
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Begin a new load, of another checkpoint if one is given."""
+        if checkpoint_id:
+            self._uri = parse_uri(checkpoint_id)
+        self.load_id = str(uuid.uuid4())
+        self.storage_data = {}
+        self._failure = None
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Whether this is an S3 location."""
+        return is_uri(checkpoint_id)
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The checkpoint's metadata, or with ``rank=`` the one that this rank wrote alone.
+
+        torch swallows what the first call raises and then asks with ``rank=`` (2.8 to 2.15).
+        What went wrong is therefore kept, and raised by ``set_up_storage_reader``.
+
+        Raises:
+            CheckpointNotFoundError: There is nothing at this address.
+            CheckpointIncompleteError: There is data, but the save never finished.
+            InvalidCheckpointError: The metadata is damaged or not allowed.
+            StorageError: The request failed.
+        """
+        rank: int | None = kwargs.get("rank")
+        if rank is not None:
+            return self._read_rank_metadata(rank)
+        self._failure = None
+        try:
+            return self._fetch_metadata(None)
+        except ObjectNotFoundError as error:
+            self._failure = self._explain_absence()
+            raise self._failure from error
+        except S3DCPError as error:
+            self._failure = error
+            raise
+
+    def _read_rank_metadata(self, rank: int) -> Metadata:
+        # Who may not list a bucket is told "denied" about objects that do not exist.
+        absent = (CheckpointNotFoundError, CheckpointIncompleteError, AccessDeniedError)
+        if self._failure is not None and not isinstance(self._failure, absent):
+            return _UnreadableMetadata(self._failure)
+        try:
+            return self._fetch_metadata(rank)
+        except (ObjectNotFoundError, AccessDeniedError):
+            return _UnreadableMetadata(self._failure or self._explain_absence())
+        except S3DCPError as error:
+            return _UnreadableMetadata(error)
+
+    def _fetch_metadata(self, rank: int | None) -> Metadata:
+        uri = self._uri.join(metadata_name(rank))
+        with self._client.get_object(uri.bucket, uri.key, reader_constructor="sequential") as file:
+            data = file.read()
+        try:
+            metadata = load_metadata(data)
+        except InvalidCheckpointError as error:
+            raise error.locate(bucket=uri.bucket, key=uri.key) from error
+        if getattr(metadata, "storage_meta", None) is None:
+            metadata.storage_meta = StorageMeta()
+        cast(StorageMeta, metadata.storage_meta).load_id = self.load_id
+        return metadata
+
+    def _explain_absence(self) -> CheckpointError:
+        where: dict[str, Any] = {"bucket": self._uri.bucket, "key": self._uri.key}
+        prefix = f"{self._uri.key}/" if self._uri.key else ""
+        try:
+            pages = self._client.list_objects(self._uri.bucket, prefix, max_keys=10)
+            found = next((info for page in pages for info in page.object_info), None)
+        except StorageError as error:
+            return CheckpointNotFoundError(
+                f"there is no {METADATA_NAME} here, and what is here cannot be listed: {error}",
+                **where,
+            )
+        if found is None:
+            return CheckpointNotFoundError(
+                "there is no checkpoint here; check bucket and path", **where
+            )
+        return CheckpointIncompleteError(
+            f"there is data (such as {found.key!r}) but no {METADATA_NAME}: the save has not "
+            "finished, or failed, or the checkpoint lies in a folder further down",
+            **where,
+        )
+
+    def set_up_storage_reader(
+        self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take over where each item lies. Raises what ``read_metadata`` ran into."""
+        if isinstance(metadata, _UnreadableMetadata):
+            raise metadata.error
+        if metadata.storage_data is None:
+            raise InvalidCheckpointError(
+                "the checkpoint's metadata does not say where items lie",
+                bucket=self._uri.bucket,
+                key=self._uri.key,
+            )
+        self.storage_data = metadata.storage_data
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Nothing to do: ranges are planned from the final plan, in ``read_data``."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Nothing to do: each rank plans its own reads."""
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Read everything in the plan into what the planner offers.
+
+        Raises:
+            S3DCPError: Something is missing, damaged or unreachable; it names bucket, key,
+                range and item.
+        """
+        for file_plan in plan_files(self._wanted(plan)):
+            self._read_file(file_plan, planner)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def _wanted(self, plan: LoadPlan) -> Iterator[tuple[StoredItem, ReadItem]]:
+        for request in plan.items:
+            info = self.storage_data.get(request.storage_index)
+            if info is None:
+                raise InvalidCheckpointError(
+                    "the checkpoint's metadata does not say where this item lies",
+                    bucket=self._uri.bucket,
+                    key=self._uri.key,
+                    tensor=request.storage_index.fqn,
+                )
+            yield stored_item(info), request
+
+    def _read_file(self, file_plan: FilePlan[ReadItem], planner: LoadPlanner) -> None:
+        uri = self._uri.join(file_plan.path)
+        with self._open(uri, file_plan) as reader:
+            for planned in file_plan.items:
+                span = planned.stored.byte_range
+                view = RangeView(reader, span.start, span.end)
+                try:
+                    self._serve(planned, cast("IO[bytes]", view), planner)
+                except S3DCPError as error:
+                    raise error.locate(
+                        bucket=uri.bucket,
+                        key=uri.key,
+                        byte_range=(span.start, span.end),
+                        tensor=planned.requests[0].storage_index.fqn,
+                    ) from error
+
+    def _open(self, uri: S3URI, file_plan: FilePlan[ReadItem]) -> io.BufferedIOBase:
+        if not file_plan.needed_bytes:
+            return io.BytesIO()
+        constructor = self.reader_constructor
+        if isinstance(constructor, ItemRangeAware):
+            constructor = constructor.with_item_ranges(file_plan.item_ranges)
+        return self._client.get_object(uri.bucket, uri.key, reader_constructor=constructor)
+
+    def _serve(self, planned: PlannedItem[ReadItem], view: IO[bytes], planner: LoadPlanner) -> None:
+        """Decode one stored item and give it to all who asked for it."""
+        blobs = [r for r in planned.requests if r.type == LoadItemType.BYTE_IO]
+        tensors = [r for r in planned.requests if r.type != LoadItemType.BYTE_IO]
+        item = open_item(view, planned.stored.transforms, self._extensions)
+        if blobs:
+            data = item.read(-1)
+            for request in blobs:
+                planner.load_bytes(request, io.BytesIO(data))
+            item = io.BytesIO(data)
+        if not tensors:
+            return
+        stored = load_tensor(item)
+        for request in tensors:
+            part = narrow(stored, request.storage_offsets, request.lengths)
+            target = planner.resolve_tensor(request)
+            copy_into(target.detach(), part)
+            planner.commit_tensor(request, target)
+
+
+class _UnreadableMetadata(Metadata):
+    """Stands for metadata that could not be read, until the error can be raised.
+
+    torch turns whatever ``read_metadata(rank=...)`` raises into an AssertionError with the
+    text of the error. This value gets past it; ``set_up_storage_reader``, or a planner that
+    looks into it before, then raises the error itself.
+    """
+
+    def __init__(self, error: S3DCPError) -> None:
+        self.error = error
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "state_dict_metadata":
+            raise self.error
+        raise AttributeError(name)

@@ -1,0 +1,281 @@
+"""The storage writer: plans a save, uploads it, and commits it with one request.
+
+The order of things is the promise: data first, under keys that no other save uses; then
+one conditional PUT of ``.metadata``, which makes the new checkpoint appear whole; then,
+and only then, removal of what the checkpoint that it replaced consisted of.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import uuid
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.distributed.checkpoint.filesystem import SerializationFormat
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.futures import Future
+
+from ._torch import StreamTransformExtension, agent_for, global_rank
+from .checkpoint_metadata import METADATA_NAME, metadata_name
+from .commit import Commit, begin_commit
+from .config import S3ClientConfig
+from .exceptions import CheckpointExistsError, ConfigurationError, InvalidCheckpointError
+from .plan import weigh_into_buckets
+from .prefixes import DefaultPrefixStrategy, S3PrefixStrategyBase
+from .transports import BotoTransport, Transport
+from .uploads import FileUpload, upload_files
+from .uri import S3URI, is_uri, order_location, parse_uri
+
+DATA_SUFFIX = ".distcp"
+_FORMAT_VERSION = "1.0.0"
+
+# Weight of an item whose size is not known from the plan.
+_BLOB_WEIGHT = 1024
+
+
+@dataclass
+class _Run:
+    """One save, from ``reset`` to ``finish``."""
+
+    uri: S3URI
+    save_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    rank: int = 0
+    alone: bool = False
+    commit: Commit | None = None
+
+
+class S3StorageWriter(StorageWriter):
+    """Saves to S3: ``dcp.save(state_dict, storage_writer=S3StorageWriter(...))``.
+
+    Args:
+        path: Where to save, ``s3://bucket/prefix``. s3torchconnector's order
+            ``(region, path)`` is accepted too.
+        region: Region of the bucket; None: as boto3 finds it.
+        s3client_config: Settings of the connection.
+        prefix_strategy: How data keys spread over prefixes; default ``__{rank}_``.
+        thread_count: Files per rank, written at the same time.
+        transport: Does the requests; by default boto3 with the settings above.
+        single_file_per_rank: False: a file for each item.
+        sync_files: Accepted as in torch's writer. S3 has nothing to sync.
+        per_thread_copy_ahead: Accepted as in torch's writer. What waits in memory is
+            bounded by ``S3ClientConfig.memory_budget``.
+        cache_staged_state_dict: Accepted as in torch's writer. Staging for ``async_save``
+            is torch's ``DefaultStager``, which has options of its own.
+        overwrite: False: refuse to replace a checkpoint.
+        _extensions: Transformations of the stored bytes, as in torch's writer.
+        serialization_format: Only ``TORCH_SAVE``.
+
+    Raises:
+        InvalidURIError: ``path`` is not an S3 location.
+        ConfigurationError: Another argument cannot work.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        region: str | os.PathLike[str] | None = None,
+        s3client_config: S3ClientConfig | None = None,
+        prefix_strategy: S3PrefixStrategyBase | None = None,
+        thread_count: int = 1,
+        *,
+        transport: Transport | None = None,
+        single_file_per_rank: bool = True,
+        sync_files: bool = False,
+        per_thread_copy_ahead: int = 10_000_000,
+        cache_staged_state_dict: bool = False,
+        overwrite: bool = True,
+        _extensions: Sequence[StreamTransformExtension] | None = None,
+        serialization_format: SerializationFormat = SerializationFormat.TORCH_SAVE,
+    ) -> None:
+        super().__init__()
+        if not isinstance(thread_count, int) or thread_count < 1:
+            raise ConfigurationError(f"thread_count must be at least 1, got {thread_count!r}")
+        if serialization_format is not SerializationFormat.TORCH_SAVE:
+            raise ConfigurationError(
+                f"serialization_format {serialization_format} cannot be loaded through DCP's "
+                "stock readers; use SerializationFormat.TORCH_SAVE"
+            )
+        address, self.region = order_location(path, region)
+        self._uri = parse_uri(address)
+        self.transport = transport or BotoTransport(
+            self.region, s3client_config or S3ClientConfig(), agent_for()
+        )
+        self.prefix_strategy = prefix_strategy or DefaultPrefixStrategy()
+        self.thread_count = thread_count
+        self.single_file_per_rank = single_file_per_rank
+        self.sync_files = sync_files
+        self.per_thread_copy_ahead = per_thread_copy_ahead
+        self.cache_staged_state_dict = cache_staged_state_dict
+        self.overwrite = overwrite
+        self.extensions = tuple(_extensions or ())
+        self._here = threading.local()
+
+    # DCP calls all steps of one save from one thread. Keeping a save's state by thread makes
+    # overlapping saves through one writer (dcp.async_save) independent of one another.
+    @property
+    def _run(self) -> _Run:
+        run: _Run | None = getattr(self._here, "run", None)
+        if run is None:
+            run = self._here.run = _Run(self._uri)
+        return run
+
+    @property
+    def path(self) -> str:
+        """Address of the checkpoint that is being saved."""
+        return str(self._run.uri)
+
+    @property
+    def checkpoint_id(self) -> str:
+        """Address of the checkpoint, under the name that DCP uses."""
+        return self.path
+
+    @property
+    def save_id(self) -> str:
+        """Names this save in the checkpoint's metadata."""
+        return self._run.save_id
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "_uri": self._run.uri}
+        del state["_here"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._here = threading.local()
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Begin a new save, to another place if one is given."""
+        if checkpoint_id:
+            self._uri = parse_uri(checkpoint_id)
+        self._here.run = _Run(self._uri)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Whether this is an S3 location."""
+        return is_uri(checkpoint_id)
+
+    def storage_meta(self) -> StorageMeta | None:
+        """Address and save id, for the metadata."""
+        return StorageMeta(checkpoint_id=self.path, save_id=self.save_id)
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Look at what is there already.
+
+        Raises:
+            CheckpointExistsError: There is a checkpoint and it must not be replaced.
+        """
+        run = self._run
+        rank = kwargs.get("rank")
+        run.rank = global_rank() if rank is None else rank
+        run.alone = not kwargs.get("use_collectives", True)
+        run.commit = None
+        if run.alone:
+            self._refuse_shadowed(run)
+        if run.alone or is_coordinator:
+            name = metadata_name(run.rank if run.alone else None)
+            run.commit = begin_commit(self.transport, run.uri, name)
+            if run.commit.replaces and not self.overwrite:
+                raise CheckpointExistsError(
+                    "there is a checkpoint here already and overwrite=False; save to another "
+                    "path or pass overwrite=True",
+                    bucket=run.uri.bucket,
+                    key=run.uri.join(name).key,
+                )
+
+    def _refuse_shadowed(self, run: _Run) -> None:
+        """A load prefers ``.metadata``: it would never see the ranks' own metadata beside it."""
+        if begin_commit(self.transport, run.uri, METADATA_NAME).replaces:
+            raise CheckpointExistsError(
+                "there is a checkpoint here that was saved with collectives; one saved with "
+                "use_collectives=False beside it would never be loaded: save to another path",
+                bucket=run.uri.bucket,
+                key=run.uri.join(METADATA_NAME).key,
+            )
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Nothing to do; and nothing of this save may enter a plan, since plans are cached."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Nothing to do: each rank names its own files."""
+        return plans
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Upload the plan's items. On failure nothing of this call stays behind.
+
+        Raises:
+            S3DCPError: An upload failed.
+            BaseException: Whatever the planner raised.
+        """
+        results = upload_files(
+            self.transport,
+            self._run.uri,
+            self._files(plan.items),
+            planner,
+            self.extensions,
+            self.thread_count,
+        )
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
+
+    def _files(self, items: Sequence[WriteItem]) -> list[FileUpload]:
+        """Cut a plan into files. Their names are new with every call."""
+        if self.single_file_per_rank:
+            buckets = weigh_into_buckets(items, item_weight, self.thread_count)
+        else:
+            buckets = tuple((item,) for item in items)
+        prefix = self.prefix_strategy(self._run.rank)
+        token = uuid.uuid4().hex[:16]
+        return [
+            FileUpload(
+                f"{prefix}{number}_{token}{DATA_SUFFIX}",
+                bucket,
+                sum(item_weight(item) + 2048 for item in bucket),
+            )
+            for number, bucket in enumerate(buckets)
+        ]
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Commit: the checkpoint exists when this returns, and not before.
+
+        Raises:
+            CommitConflictError: Another save got there first. Nothing of it was touched.
+            CommitUnknownError: The server did not say whether the commit landed.
+            StorageError: The commit failed; the previous checkpoint is untouched.
+        """
+        run = self._run
+        if run.commit is None:
+            raise ConfigurationError("finish() was called before set_up_storage_writer()")
+        storage_data: dict[Any, Any] = {}
+        for result in (result for of_rank in results for result in of_rank):
+            if result.index in storage_data:
+                raise InvalidCheckpointError(
+                    "two ranks wrote the same item", tensor=result.index.fqn
+                )
+            storage_data[result.index] = result.storage_data
+        metadata.storage_data = storage_data
+        metadata.storage_meta = self.storage_meta()
+        metadata.version = _FORMAT_VERSION
+        leftovers = run.commit.land(metadata)
+        if leftovers:
+            warnings.warn(
+                f"the checkpoint at {run.uri} is complete, but objects of the one that it "
+                f"replaced could not be removed: {leftovers}",
+                stacklevel=2,
+            )
+        self._here.run = _Run(run.uri)
+
+
+def item_weight(item: WriteItem) -> int:
+    """Bytes that an item will take, from the plan: those of its own chunk."""
+    if item.type == WriteItemType.BYTE_IO or item.tensor_data is None:
+        return _BLOB_WEIGHT
+    return math.prod(item.tensor_data.chunk.sizes) * item.tensor_data.properties.dtype.itemsize

@@ -1,0 +1,18 @@
+"""The only place that talks to a network.
+
+A transport performs single requests and raises this package's errors. What to request is
+decided above it.
+"""
+
+from .boto import BotoTransport
+from .contract import ListPage, ObjectBody, ObjectInfo, Transport
+from .memory import MemoryTransport
+
+__all__ = [
+    "BotoTransport",
+    "ListPage",
+    "MemoryTransport",
+    "ObjectBody",
+    "ObjectInfo",
+    "Transport",
+]

@@ -1,0 +1,307 @@
+"""S3 through boto3 and s3transfer: the default transport."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from ..config import S3ClientConfig
+from ..exceptions import (
+    ObjectChangedError,
+    PreconditionFailedError,
+    StorageError,
+    TruncatedObjectError,
+    WrongRangeError,
+)
+from ..parts import part_size_for
+from .clients import client_for, uploader_for
+from .contract import ListPage, ObjectBody, ObjectInfo, RawBody
+from .errors import translated
+
+if TYPE_CHECKING:
+    from botocore.response import StreamingBody
+    from mypy_boto3_s3 import S3Client as Boto3S3Client
+
+_log = logging.getLogger(__name__)
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)\Z")
+_SKIP_BLOCK = 1024 * 1024
+_DELETE_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class BotoTransport:
+    """Requests through a boto3 client that is made on first use, once per process.
+
+    The value itself holds settings only, so it can be pickled and survives a fork.
+
+    Args:
+        region: Region of the buckets; None: as boto3 finds it.
+        config: All other settings.
+        agent: Text for the user agent, after the package's own name.
+    """
+
+    region: str | None = None
+    config: S3ClientConfig = field(default_factory=S3ClientConfig)
+    agent: str = ""
+
+    @property
+    def client(self) -> Boto3S3Client:
+        """The boto3 client behind this transport."""
+        return client_for(self.region, self.config, self.agent)
+
+    def head(self, bucket: str, key: str) -> ObjectInfo:
+        with translated("HeadObject", bucket, key):
+            answer = self.client.head_object(Bucket=bucket, Key=key, **self._payer())
+        return _info(bucket, key, answer, answer["ContentLength"])
+
+    def get(
+        self,
+        bucket: str,
+        key: str,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        if_match: str | None = None,
+    ) -> ObjectBody:
+        options: dict[str, Any] = self._payer()
+        if start or end is not None:
+            options["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        else:
+            options["ChecksumMode"] = "ENABLED"
+        if if_match is not None:
+            options["IfMatch"] = if_match
+        span = None if end is None else (start, end)
+        if span is not None and start >= span[1]:
+            return self._nothing(bucket, key, start)
+        try:
+            with translated("GetObject", bucket, key, span):
+                answer = self.client.get_object(Bucket=bucket, Key=key, **options)
+        except PreconditionFailedError as error:
+            raise _changed(bucket, key) from error
+        body = _Body(answer["Body"], bucket, key, whole="Range" not in options)
+        try:
+            return _check_answer(answer, body, bucket, key, start, end, if_match)
+        except BaseException:
+            body.close()
+            raise
+
+    def put(
+        self,
+        bucket: str,
+        key: str,
+        data: bytes,
+        *,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        options: dict[str, Any] = {
+            **self._payer(),
+            **self._storing(),
+            "Metadata": metadata or {},
+        }
+        conditions: dict[str, Any] = {}
+        if if_match is not None:
+            conditions["IfMatch"] = if_match
+        if if_none_match:
+            conditions["IfNoneMatch"] = "*"
+        with translated("PutObject", bucket, key):
+            try:
+                answer = self.client.put_object(
+                    Bucket=bucket, Key=key, Body=data, **options, **conditions
+                )
+            except self.client.exceptions.ClientError as error:
+                unknown = error.response.get("Error", {}).get("Code") == "NotImplemented"
+                if not (conditions and unknown):
+                    raise
+                _log.warning("%s knows no conditional writes; writing without", bucket)
+                answer = self.client.put_object(Bucket=bucket, Key=key, Body=data, **options)
+        return ObjectInfo(bucket, key, len(data), answer.get("ETag"), metadata=metadata or {})
+
+    def upload(self, bucket: str, key: str, stream: io.RawIOBase, *, expected_size: int) -> None:
+        part_size = part_size_for(expected_size, self.config.part_size)
+        manager = uploader_for(self.client, self.config, part_size)
+        options = {**self._payer(), **self._storing()}
+        source = _Source(stream)
+        try:
+            with translated("Upload", bucket, key):
+                manager.upload(cast("IO[bytes]", source), bucket, key, extra_args=options).result()
+        except BaseException:
+            if source.error is not None:
+                raise source.error from None
+            raise
+
+    def copy(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
+        manager = uploader_for(self.client, self.config, self.config.part_size)
+        options = {**self._payer(), **self._storing(checksum=False)}
+        with translated("CopyObject", src_bucket, src_key):
+            source = {"Bucket": src_bucket, "Key": src_key}
+            manager.copy(source, dst_bucket, dst_key, extra_args=options).result()
+
+    def delete(self, bucket: str, keys: Iterable[str]) -> None:
+        names = list(keys)
+        if len(names) == 1:
+            with translated("DeleteObject", bucket, names[0]):
+                self.client.delete_object(Bucket=bucket, Key=names[0], **self._payer())
+            return
+        for cut in range(0, len(names), _DELETE_BATCH):
+            batch: Any = [{"Key": name} for name in names[cut : cut + _DELETE_BATCH]]
+            with translated("DeleteObjects", bucket):
+                answer = self.client.delete_objects(
+                    Bucket=bucket,
+                    Delete={"Objects": batch, "Quiet": True},
+                    **self._payer(),
+                )
+            for failure in answer.get("Errors", []):
+                raise StorageError(
+                    f"the object was not removed: {failure.get('Code')} {failure.get('Message')}",
+                    bucket=bucket,
+                    key=failure.get("Key"),
+                    operation="DeleteObjects",
+                )
+
+    def list(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        delimiter: str = "",
+        page_size: int = 1000,
+    ) -> Iterator[ListPage]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=bucket,
+            Prefix=prefix,
+            Delimiter=delimiter,
+            PaginationConfig={"PageSize": page_size},
+            **self._payer(),
+        )
+        with translated("ListObjectsV2", bucket, prefix):
+            for page in pages:
+                yield ListPage(
+                    tuple(_info(bucket, o["Key"], o, o["Size"]) for o in page.get("Contents", [])),
+                    tuple(p["Prefix"] for p in page.get("CommonPrefixes", [])),
+                )
+
+    def _nothing(self, bucket: str, key: str, at: int) -> ObjectBody:
+        """An empty range cannot be written as an HTTP range."""
+        return ObjectBody(io.BytesIO(), self.head(bucket, key), at, at)
+
+    def _payer(self) -> dict[str, Any]:
+        return {"RequestPayer": "requester"} if self.config.requester_pays else {}
+
+    def _storing(self, *, checksum: bool = True) -> dict[str, Any]:
+        config = self.config
+        options = {
+            "StorageClass": config.storage_class,
+            "ServerSideEncryption": config.server_side_encryption,
+            "SSEKMSKeyId": config.sse_kms_key_id,
+            "ChecksumAlgorithm": config.checksum_algorithm if checksum else None,
+        }
+        return {name: value for name, value in options.items() if value is not None}
+
+
+class _Body:
+    """botocore's body with errors translated, and a whole object's checksum checked."""
+
+    def __init__(self, body: StreamingBody, bucket: str, key: str, *, whole: bool) -> None:
+        # botocore >= 1.36 reads into any buffer; its type stubs say otherwise.
+        self._body = cast("RawBody", body)
+        self._bucket = bucket
+        self._key = key
+        self._whole = whole
+        self.left: int | None = None
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        with translated("GetObject", self._bucket, self._key):
+            count = self._body.readinto(buffer) or 0
+            if self.left is not None:
+                self.left -= count
+                if self._whole and not self.left:
+                    # botocore compares the checksum when a read finds the end.
+                    self._body.readinto(memoryview(bytearray(1)))
+        return count
+
+    def skip(self, count: int) -> None:
+        """Throw away ``count`` bytes of a body that began before the range."""
+        scratch = memoryview(bytearray(min(count, _SKIP_BLOCK)))
+        while count:
+            got = self.readinto(scratch[:count])
+            if not got:
+                raise TruncatedObjectError("the body ended early", bucket=self._bucket)
+            count -= got
+
+    def close(self) -> None:
+        self._body.close()
+
+
+class _Source:
+    """What s3transfer reads from; remembers the stream's own error, so that it gets out."""
+
+    def __init__(self, stream: io.RawIOBase) -> None:
+        self._stream = stream
+        self.error: BaseException | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._stream.read(size) or b""
+        except BaseException as error:
+            self.error = error
+            raise
+
+
+def _check_answer(
+    answer: Any,
+    body: _Body,
+    bucket: str,
+    key: str,
+    start: int,
+    end: int | None,
+    if_match: str | None,
+) -> ObjectBody:
+    """Compare the headers of a GET's answer with what was asked for."""
+    if if_match is not None and answer.get("ETag", if_match) != if_match:
+        # Servers exist that ignore If-Match.
+        raise _changed(bucket, key)
+    length = int(answer["ContentLength"])
+    served = _CONTENT_RANGE.match(answer.get("ContentRange") or "")
+    first, last, size = (
+        (int(served[1]), int(served[2]) + 1, int(served[3])) if served else (0, length, length)
+    )
+    wanted_end = size if end is None else end
+    asked: dict[str, Any] = {"bucket": bucket, "key": key, "byte_range": (start, wanted_end)}
+    if size < wanted_end or start > size:
+        raise TruncatedObjectError(f"the object has only {size} bytes", **asked)
+    if first > start or last < wanted_end or (served and last - first != length):
+        raise WrongRangeError(
+            f"the server sent {length} bytes as [{first}, {last}) of {size}", **asked
+        )
+    body.left = length
+    if first < start:
+        _log.warning("s3://%s/%s: the server ignored the range; skipping to it", bucket, key)
+        body.skip(start - first)
+    return ObjectBody(body, _info(bucket, key, answer, size), start, wanted_end)
+
+
+def _changed(bucket: str, key: str) -> ObjectChangedError:
+    return ObjectChangedError(
+        "the object was replaced while it was being read; load again",
+        bucket=bucket,
+        key=key,
+        operation="GetObject",
+    )
+
+
+def _info(bucket: str, key: str, answer: Any, size: int) -> ObjectInfo:
+    return ObjectInfo(
+        bucket,
+        key,
+        size,
+        answer.get("ETag"),
+        answer.get("LastModified"),
+        answer.get("StorageClass"),
+        answer.get("Metadata") or {},
+    )

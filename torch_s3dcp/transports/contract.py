@@ -1,0 +1,168 @@
+"""What a transport promises. No network here."""
+
+from __future__ import annotations
+
+import datetime
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from ..exceptions import TruncatedObjectError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_CHUNK = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What is known of an object without its data. ``size`` is in bytes."""
+
+    bucket: str
+    key: str
+    size: int
+    etag: str | None = None
+    last_modified: datetime.datetime | None = None
+    storage_class: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ListPage:
+    """One page of a listing."""
+
+    object_info: tuple[ObjectInfo, ...]
+    common_prefixes: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class RawBody(Protocol):
+    """What a client library hands out for the body of one response."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None: ...
+
+    def close(self) -> None: ...
+
+
+class ObjectBody(io.RawIOBase):
+    """The bytes ``[start, end)`` of an object, arriving.
+
+    ``info.size`` is the size of the whole object. ``readinto`` blocks until there are bytes
+    and returns 0 only when all of the range has been handed out; a body that ends early
+    raises :class:`TruncatedObjectError`. Iterating gives blocks of at most 1 MiB.
+    """
+
+    def __init__(self, raw: RawBody, info: ObjectInfo, start: int, end: int) -> None:
+        self.info = info
+        self.start = start
+        self.end = end
+        self.position = start
+        self._raw = raw
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        target = memoryview(buffer).cast("B")[: self.end - self.position]
+        if not len(target):
+            return 0
+        count = self._raw.readinto(target)
+        if not count:
+            raise TruncatedObjectError(
+                f"the body of the answer ended at byte {self.position}",
+                bucket=self.info.bucket,
+                key=self.info.key,
+                byte_range=(self.start, self.end),
+                operation="GetObject",
+            )
+        self.position += count
+        return count
+
+    def __iter__(self) -> Iterator[bytes]:
+        while block := self.read(_CHUNK):
+            yield block
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()
+
+
+class Transport(Protocol):
+    """Single requests against an object store.
+
+    Every method raises errors of :mod:`torch_s3dcp.exceptions` and no others for what the
+    store or the network does. Methods may be called from several threads at once. A
+    transport that is to be used by ``dcp.async_save`` in a process must be picklable.
+    """
+
+    def head(self, bucket: str, key: str) -> ObjectInfo:
+        """Size and ETag of an object; raises ObjectNotFoundError if there is none."""
+        ...
+
+    def get(
+        self,
+        bucket: str,
+        key: str,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        if_match: str | None = None,
+    ) -> ObjectBody:
+        """Begin to receive ``[start, end)``, or all from ``start`` on.
+
+        Exactly these bytes are served. An object that is shorter raises
+        TruncatedObjectError, one whose ETag is not ``if_match`` ObjectChangedError.
+        """
+        ...
+
+    def put(
+        self,
+        bucket: str,
+        key: str,
+        data: bytes,
+        *,
+        if_match: str | None = None,
+        if_none_match: bool = False,
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        """Store a small object in one request; visible only when complete.
+
+        Raises:
+            PreconditionFailedError: The object's ETag is not ``if_match``, or the object
+                exists and ``if_none_match`` was given. A server that does not know
+                conditions stores the object.
+        """
+        ...
+
+    def upload(self, bucket: str, key: str, stream: io.RawIOBase, *, expected_size: int) -> None:
+        """Store what ``stream`` yields until its end; visible only when complete.
+
+        Args:
+            expected_size: About how many bytes will come. It only decides the part size.
+
+        Raises:
+            BaseException: Whatever ``stream.read`` raised. Nothing stays behind then.
+        """
+        ...
+
+    def copy(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
+        """Copy an object on the server, of any size."""
+        ...
+
+    def delete(self, bucket: str, keys: Iterable[str]) -> None:
+        """Remove objects. One that does not exist is no error."""
+        ...
+
+    def list(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        delimiter: str = "",
+        page_size: int = 1000,
+    ) -> Iterator[ListPage]:
+        """Objects whose keys begin with ``prefix``, in pages, ascending by key."""
+        ...

@@ -1,0 +1,198 @@
+"""botocore's errors become this package's, here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import urllib3.exceptions
+from botocore import exceptions as boto
+
+from ..exceptions import (
+    AccessDeniedError,
+    BucketNotFoundError,
+    ConfigurationError,
+    CredentialsError,
+    EndpointError,
+    IntegrityError,
+    ObjectNotFoundError,
+    PreconditionFailedError,
+    S3DCPError,
+    StorageError,
+    ThrottledError,
+    TruncatedObjectError,
+    WrongRegionError,
+)
+
+_BY_CODE: tuple[tuple[type[StorageError], str, frozenset[str]], ...] = (
+    (
+        BucketNotFoundError,
+        "the bucket does not exist; check its name and the endpoint",
+        frozenset({"NoSuchBucket"}),
+    ),
+    (
+        ObjectNotFoundError,
+        "the object does not exist",
+        frozenset({"NoSuchKey", "404", "NotFound"}),
+    ),
+    (
+        AccessDeniedError,
+        "access denied; the credentials in use lack a permission for this",
+        frozenset(
+            {
+                "AccessDenied",
+                "403",
+                "Forbidden",
+                "AllAccessDisabled",
+                "UnauthorizedAccess",
+            }
+        ),
+    ),
+    (
+        CredentialsError,
+        "the server does not accept the credentials",
+        frozenset(
+            {
+                "InvalidAccessKeyId",
+                "SignatureDoesNotMatch",
+                "ExpiredToken",
+                "ExpiredTokenException",
+                "InvalidToken",
+                "TokenRefreshRequired",
+                "RequestExpired",
+                "RequestTimeTooSkewed",
+                "401",
+            }
+        ),
+    ),
+    (
+        WrongRegionError,
+        "the bucket is in another region",
+        frozenset(
+            {
+                "PermanentRedirect",
+                "AuthorizationHeaderMalformed",
+                "IllegalLocationConstraintException",
+                "301",
+                "307",
+            }
+        ),
+    ),
+    (
+        PreconditionFailedError,
+        "the object is not in the expected state",
+        frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}),
+    ),
+    (
+        TruncatedObjectError,
+        "the object is shorter than the range that was asked for",
+        frozenset({"InvalidRange", "416"}),
+    ),
+    (
+        ThrottledError,
+        "the server kept asking to slow down; use fewer ranks or a prefix strategy",
+        frozenset(
+            {
+                "SlowDown",
+                "ServiceUnavailable",
+                "Throttling",
+                "ThrottlingException",
+                "TooManyRequests",
+                "RequestLimitExceeded",
+                "503",
+                "429",
+            }
+        ),
+    ),
+)
+
+_CREDENTIAL_ERRORS = (
+    boto.NoCredentialsError,
+    boto.PartialCredentialsError,
+    boto.CredentialRetrievalError,
+    boto.NoAuthTokenError,
+    boto.TokenRetrievalError,
+    boto.SSOError,
+    boto.MetadataRetrievalError,
+)
+_CONFIGURATION_ERRORS = (
+    boto.NoRegionError,
+    boto.ParamValidationError,
+    boto.ValidationError,
+    boto.ProfileNotFound,
+    boto.ConfigNotFound,
+    boto.ConfigParseError,
+    boto.InvalidConfigError,
+    boto.MissingDependencyException,
+    boto.UnsupportedS3ArnError,
+    boto.EndpointProviderError,
+    boto.InvalidS3AddressingStyleError,
+)
+
+
+@contextmanager
+def translated(
+    operation: str,
+    bucket: str,
+    key: str | None = None,
+    byte_range: tuple[int, int] | None = None,
+) -> Iterator[None]:
+    """Raise what happens inside as an error of this package that says where it happened."""
+    where: dict[str, Any] = {
+        "operation": operation,
+        "bucket": bucket,
+        "key": key,
+        "byte_range": byte_range,
+    }
+    try:
+        yield
+    except boto.ClientError as error:
+        raise _from_answer(error, where) from error
+    except boto.FlexibleChecksumError as error:
+        raise IntegrityError(f"the object is damaged: {error}", **where) from error
+    except boto.IncompleteReadError as error:
+        raise TruncatedObjectError(f"the body ended early: {error}", **where) from error
+    except _CREDENTIAL_ERRORS as error:
+        raise CredentialsError(
+            f"no usable credentials: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "a profile or an instance role, or S3ClientConfig(unsigned=True) for public buckets",
+            **where,
+        ) from error
+    except _CONFIGURATION_ERRORS as error:
+        raise ConfigurationError(f"the request cannot be made: {error}", **where) from error
+    except (boto.HTTPClientError, boto.ConnectionError, boto.BotoCoreError) as error:
+        raise EndpointError(f"the server cannot be reached: {error}", **where) from error
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        if isinstance(error, S3DCPError):
+            raise
+        raise EndpointError(
+            f"the connection broke: {type(error).__name__}: {error}", **where
+        ) from error
+
+
+def _from_answer(error: boto.ClientError, where: dict[str, Any]) -> StorageError:
+    answer: Any = error.response
+    details, about = answer.get("Error", {}), answer.get("ResponseMetadata", {})
+    code = str(details.get("Code", ""))
+    status = str(about.get("HTTPStatusCode", ""))
+    attempts = about.get("RetryAttempts")
+    context = {
+        **where,
+        "request_id": about.get("RequestId") or None,
+        "attempts": attempts + 1 if attempts else None,
+    }
+    said = f"{code}: {details.get('Message', '')}".strip(": ")
+    for name in (code, status):
+        for cls, meaning, codes in _BY_CODE:
+            if name in codes:
+                text = meaning + _region_hint(cls, about, details)
+                return cls(text if name == said else f"{text} [{said}]", **context)
+    return StorageError(f"the server refused: {said} (HTTP {status})", **context)
+
+
+def _region_hint(cls: type[StorageError], about: Any, details: Any) -> str:
+    if cls is not WrongRegionError:
+        return ""
+    region = about.get("HTTPHeaders", {}).get("x-amz-bucket-region") or details.get("Region")
+    return f"; pass region={region!r}" if region else "; pass the bucket's region"
