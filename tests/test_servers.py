@@ -178,7 +178,7 @@ def test_moto_listens_on_loopback_only(moto_server: MotoServer) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_server_dies_with_its_parent(how: signal.Signals) -> None:
+def test_server_dies_with_its_parent(how: signal.Signals, tmp_path: Path) -> None:
     script = (
         "import time\n"
         "from torch_s3dcp.testing.servers import RcloneServer\n"
@@ -186,7 +186,11 @@ def test_server_dies_with_its_parent(how: signal.Signals) -> None:
         "print(server.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
+    # A killed parent can't remove its folder: it stays under pytest's.
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment
+    ) as parent:
         assert parent.stdout is not None
         server_pid = int(parent.stdout.readline())
         assert is_alive(server_pid)

@@ -10,6 +10,7 @@ import io
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -34,8 +35,10 @@ def metadata_name(rank: int | None = None) -> str:
 
 
 def dump_metadata(metadata: dcp.Metadata) -> bytes:
-    """Pickle as torch's writer does."""
-    return pickle.dumps(metadata)
+    """Pickle as torch's writer does, in the form that every version of torch reads."""
+    output = io.BytesIO()
+    _Pickler(output).dump(metadata)
+    return output.getvalue()
 
 
 def load_metadata(data: bytes) -> dcp.Metadata:
@@ -46,6 +49,7 @@ def load_metadata(data: bytes) -> dcp.Metadata:
     """
     try:
         value = _Unpickler(io.BytesIO(data)).load()
+        _check(value)
     except InvalidCheckpointError:
         raise
     except Exception as error:
@@ -53,12 +57,8 @@ def load_metadata(data: bytes) -> dcp.Metadata:
         raise InvalidCheckpointError(
             f"the checkpoint's metadata is damaged: {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(value, dcp.Metadata):
-        raise InvalidCheckpointError(
-            f"the checkpoint's metadata holds a {type(value).__name__}, not a Metadata"
-        )
-    _check_storage(getattr(value, "storage_data", None))
-    return value
+    metadata: dcp.Metadata = value
+    return metadata
 
 
 def stored_item(info: Any) -> StoredItem:
@@ -71,6 +71,16 @@ def stored_item(info: Any) -> StoredItem:
 def data_paths(metadata: dcp.Metadata) -> frozenset[str]:
     """Relative paths of all data objects that a checkpoint consists of."""
     return frozenset(str(info.relative_path) for info in metadata.storage_data.values())
+
+
+def _check(value: Any) -> None:
+    if not isinstance(value, dcp.Metadata):
+        raise InvalidCheckpointError(
+            f"the checkpoint's metadata holds a {type(value).__name__}, not a Metadata"
+        )
+    if not isinstance(value.state_dict_metadata, dict):
+        raise InvalidCheckpointError("the checkpoint's metadata does not say what is stored")
+    _check_storage(value.storage_data)
 
 
 def _check_storage(storage_data: Any) -> None:
@@ -91,6 +101,17 @@ def _check_storage(storage_data: Any) -> None:
                 f"item {name!r} has an impossible place: offset {offset!r}, length {length!r}",
                 tensor=str(name),
             )
+
+
+class _Pickler(pickle.Pickler):
+    """Leaves out what torch 2.15 adds to the state of TensorProperties: 2.14 fails on it."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value) is not dcp.TensorProperties:
+            return NotImplemented
+        reduced: Any = value.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+        make, args, state, *rest = reduced
+        return make, args, tuple(state)[:5], *rest
 
 
 class _TensorProperties(dcp.TensorProperties):
@@ -155,12 +176,29 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
+def _stand_in(real: Any) -> type:
+    """A throw-away class whose instances are those of ``real``.
+
+    A pickle may set attributes on what it is handed; on the real class they would stay.
+    """
+    bare = isinstance(real, type) and (is_dataclass(real) or real is _StoragePrefix)
+
+    class StandIn:
+        def __new__(cls, *args: Any) -> Any:
+            return object.__new__(real) if bare else real(*args)
+
+    return StandIn
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        allowed = _ALLOWED.get((module, name))
-        if allowed is None and module == "torch":
+        allowed: Any = _ALLOWED.get((module, name))
+        if allowed is not None:
+            return _stand_in(allowed)
+        if module == "torch":
             value = getattr(torch, name, None)
             if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
+                # Nothing can be set on these.
                 allowed = value
         if allowed is None:
             raise InvalidCheckpointError(

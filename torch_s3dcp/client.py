@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 DEFAULT_READER = "sequential"
 
-# A stream of unknown length cannot choose its part size by its length: with 64 MiB parts
-# 10,000 of them hold 625 GiB.
-_STREAM_SIZE = 320 * 1024**3
 _WRITE_BLOCK = 8 * 1024 * 1024
 _WRITE_AHEAD = 2
 
@@ -82,18 +79,17 @@ class S3Client:
             reader_constructor: Constructor or registered name; default: sequential.
         """
         constructor = resolve_reader(reader_constructor, DEFAULT_READER)
-        source = _PinnedObject(
-            self.transport, bucket, key, object_info, self.s3client_config.max_attempts
-        )
+        source = self.pin(bucket, key, object_info)
         return constructor(bucket, key, source.info, source.stream)
+
+    def pin(self, bucket: str, key: str, object_info: ObjectInfo | None = None) -> PinnedObject:
+        """Access to one version of an object: the one that the first request finds."""
+        attempts = self.s3client_config.max_attempts
+        return PinnedObject(self.transport, bucket, key, object_info, attempts)
 
     def put_object(self, bucket: str, key: str, storage_class: str | None = None) -> S3Writer:
         """A file to write an object through; the object appears when it is closed."""
-        transport = self.transport
-        if storage_class is not None and isinstance(transport, BotoTransport):
-            config = transport.config.replace(storage_class=storage_class)
-            transport = BotoTransport(transport.region, config, transport.agent)
-        return S3Writer(transport, bucket, key)
+        return S3Writer(self.transport, bucket, key, storage_class)
 
     def head_object(self, bucket: str, key: str) -> ObjectInfo:
         """Size and ETag of an object."""
@@ -114,7 +110,7 @@ class S3Client:
         return self.transport.list(bucket, prefix, delimiter=delimiter, page_size=max_keys)
 
 
-class _PinnedObject:
+class PinnedObject:
     """One version of one object: the ETag of the first answer binds all later requests."""
 
     def __init__(
@@ -142,9 +138,11 @@ class _PinnedObject:
     def _open(self, start: int, end: int | None) -> ObjectBody:
         etag = self._info.etag if self._info else None
         body = self._transport.get(self._bucket, self._key, start, end, if_match=etag)
-        if self._info is None:
+        known = self._info
+        if known is None:
             self._info = body.info
-        elif (self._info.etag, self._info.size) != (etag, body.info.size):
+        elif not _same_version(known, body.info):
+            # Not every server knows If-Match, and a first answer may come while waiting.
             body.close()
             raise ObjectChangedError(
                 "the object was replaced while it was being read; load again",
@@ -152,6 +150,11 @@ class _PinnedObject:
                 key=self._key,
             )
         return body
+
+
+def _same_version(known: ObjectInfo, served: ObjectInfo) -> bool:
+    comparable = known.etag is not None and served.etag is not None
+    return known.size == served.size and (not comparable or known.etag == served.etag)
 
 
 class ResumingStream(io.RawIOBase):
@@ -230,16 +233,20 @@ class S3Writer(io.RawIOBase):
         S3DCPError: From ``write`` or ``close``, when the upload failed.
     """
 
-    def __init__(self, transport: Transport, bucket: str, key: str) -> None:
+    def __init__(
+        self, transport: Transport, bucket: str, key: str, storage_class: str | None = None
+    ) -> None:
         self.bucket = bucket
         self.key = key
         self._pending = bytearray()
         self._size = 0
         self._blocks: queue.Queue[bytes | BaseException | None] = queue.Queue(_WRITE_AHEAD)
         self._error: BaseException | None = None
-        stream = SegmentStream(self._produce())
         self._thread = threading.Thread(
-            target=self._upload, args=(transport, stream), name=f"upload {key}", daemon=True
+            target=self._upload,
+            args=(transport, SegmentStream(self._produce()), storage_class),
+            name=f"upload {key}",
+            daemon=True,
         )
         self._thread.start()
 
@@ -250,15 +257,17 @@ class S3Writer(io.RawIOBase):
         return self._size
 
     def write(self, data: Buffer, /) -> int:
+        """Hand bytes over; returns when there is room, not when they have arrived."""
         if self.closed:
             raise ValueError("write to a closed S3Writer")
-        view = memoryview(data).cast("B")
-        self._pending += view
-        self._size += len(view)
+        size = memoryview(data).nbytes
+        if size:
+            self._pending += memoryview(data).cast("B")
+        self._size += size
         while len(self._pending) >= _WRITE_BLOCK:
             self._send(bytes(self._pending[:_WRITE_BLOCK]))
             del self._pending[:_WRITE_BLOCK]
-        return len(view)
+        return size
 
     def close(self) -> None:
         """Finish the upload. When it returns, the object is there."""
@@ -307,8 +316,12 @@ class S3Writer(io.RawIOBase):
                 raise block
             yield memoryview(block)
 
-    def _upload(self, transport: Transport, stream: SegmentStream) -> None:
+    def _upload(
+        self, transport: Transport, stream: SegmentStream, storage_class: str | None
+    ) -> None:
         try:
-            transport.upload(self.bucket, self.key, stream, expected_size=_STREAM_SIZE)
+            transport.upload(
+                self.bucket, self.key, stream, expected_size=None, storage_class=storage_class
+            )
         except BaseException as error:  # noqa: BLE001 - raised by close(), in the caller's thread
             self._error = error

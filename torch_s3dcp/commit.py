@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch.distributed.checkpoint.metadata import Metadata
 
-from .checkpoint_metadata import data_paths, dump_metadata, load_metadata
+from .checkpoint_metadata import METADATA_NAME, data_paths, dump_metadata, load_metadata
 from .exceptions import (
     CommitConflictError,
     CommitUnknownError,
@@ -64,10 +64,12 @@ class Commit:
         uri = self.base.join(self.name)
         try:
             with self.transport.get(uri.bucket, uri.key, if_match=self.replaces) as body:
-                return data_paths(load_metadata(body.readall())), []
+                owned = data_paths(load_metadata(body.readall()))
         except S3DCPError as error:
             # Whether to go on is decided by the conditional PUT, not here.
             return frozenset(), [f"what it owned is not known: {error}"]
+        # A damaged checkpoint may call a metadata object its data: that would be the new one.
+        return frozenset(path for path in owned if not path.endswith(METADATA_NAME)), []
 
     def _put(self, data: bytes) -> None:
         uri, mark = self.base.join(self.name), uuid.uuid4().hex

@@ -31,7 +31,8 @@ class S3Credentials:
     session_token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.access_key_id or not self.secret_access_key:
+        keys = (self.access_key_id, self.secret_access_key)
+        if not all(key and isinstance(key, str) for key in keys):
             raise ConfigurationError("S3Credentials needs both access_key_id and secret_access_key")
 
     def __reduce__(self) -> NoReturn:
@@ -95,6 +96,10 @@ class S3ClientConfig:
     read_timeout: float = 60.0
 
     def __post_init__(self) -> None:
+        _of_kind(self, bool, "unsigned", "force_path_style", "requester_pays")
+        _of_kind(self, (str, type(None)), "profile", "endpoint_url", "storage_class")
+        _of_kind(self, (str, type(None)), "sse_kms_key_id")
+        _of_kind(self, (S3Credentials, type(None)), "credentials")
         _positive(self, "throughput_target_gbps", "connect_timeout", "read_timeout")
         _whole(self, "part_size", 5 * _MIB, 5 * 1024 * _MIB)
         _whole(self, "max_attempts", 1, 1000)
@@ -106,7 +111,8 @@ class S3ClientConfig:
             raise ConfigurationError(
                 "sse_kms_key_id needs server_side_encryption='aws:kms' or 'aws:kms:dsse'"
             )
-        if self.endpoint_url and not self.endpoint_url.startswith(("http://", "https://")):
+        endpoint = self.endpoint_url
+        if endpoint is not None and not endpoint.startswith(("http://", "https://")):
             raise ConfigurationError(
                 f"endpoint_url must begin with http:// or https://, got {self.endpoint_url!r}"
             )
@@ -142,6 +148,17 @@ class S3ClientConfig:
 
 def _rebuild(values: Mapping[str, Any]) -> S3ClientConfig:
     return S3ClientConfig(**values)
+
+
+def _of_kind(config: S3ClientConfig, kinds: type | tuple[type, ...], *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, kinds):
+            wanted = kinds if isinstance(kinds, type) else kinds[0]
+            # Not the value: somebody may have passed a secret.
+            raise ConfigurationError(
+                f"{name} must be a {wanted.__name__}, not a {type(value).__name__}"
+            )
 
 
 def _positive(config: S3ClientConfig, *names: str) -> None:

@@ -84,9 +84,11 @@ class S3FileSystem(FileSystemBase):
         old, new = parse_uri(path), parse_uri(new_path)
         if old.bucket != new.bucket:
             raise ConfigurationError(f"cannot rename between buckets: {old} to {new}")
+        if old == new:
+            self.client.head_object(old.bucket, old.key)
+            return
         self.client.copy_object(old.bucket, old.key, new.bucket, new.key)
-        if old != new:
-            self.client.delete_object(old.bucket, old.key)
+        self.client.delete_object(old.bucket, old.key)
 
     def mkdir(self, path: str | os.PathLike[str]) -> None:
         """Nothing: S3 has no folders. The path is checked."""
@@ -112,7 +114,9 @@ class S3FileSystem(FileSystemBase):
         prefix = f"{uri.key}/" if uri.key else ""
         found: list[str] = []
         for page in self.client.list_objects(uri.bucket, prefix, "/"):
-            found += [f"s3://{uri.bucket}/{info.key}" for info in page.object_info]
+            # The object that some tools make to show an empty folder is the folder itself.
+            keys = [info.key for info in page.object_info if info.key != prefix]
+            found += [f"s3://{uri.bucket}/{key}" for key in keys]
             found += [f"s3://{uri.bucket}/{name}" for name in page.common_prefixes]
         return sorted(found)
 

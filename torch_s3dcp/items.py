@@ -7,7 +7,6 @@ rest, passed through the extensions, exactly as torch's ``FileSystemWriter`` lay
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -88,11 +87,12 @@ def open_item(
     Raises:
         InvalidCheckpointError: An extension is unknown here, or not installed.
     """
+    names = list(descriptors)
     try:
-        extensions = registry.from_descriptor_list(list(descriptors))
+        extensions = registry.from_descriptor_list(names)
     except ValueError as error:
         raise InvalidCheckpointError(
-            f"the item was stored through an extension that is not available: {error}; "
+            f"the item was stored through an extension of {names} that is not available: {error}; "
             "install it, or pass an extension registry that knows it"
         ) from error
     for extension in extensions:
@@ -107,12 +107,13 @@ def load_tensor(item: IO[bytes]) -> torch.Tensor:
     Raises:
         InvalidCheckpointError: The bytes are not a stored tensor.
     """
-    seekable = item if item.seekable() else io.BytesIO(item.read(-1))
     try:
+        seekable = item if item.seekable() else io.BytesIO(item.read(-1))
         value = torch.load(seekable, map_location="cpu", weights_only=True)
-    except S3DCPError:
+    except (S3DCPError, OSError):
         raise
-    except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError) as error:
+    except Exception as error:
+        # Damaged bytes may raise nearly anything, from torch or from an extension.
         raise InvalidCheckpointError(
             f"the stored tensor cannot be decoded: {type(error).__name__}: {error}"
         ) from error
@@ -122,7 +123,18 @@ def load_tensor(item: IO[bytes]) -> torch.Tensor:
 
 
 def narrow(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
-    """The part of a tensor that begins at ``offsets`` and has shape ``lengths``; a view."""
+    """The part of a tensor that begins at ``offsets`` and has shape ``lengths``; a view.
+
+    Raises:
+        SizeMismatchError: The tensor has no such part.
+    """
+    places = zip(offsets, lengths, tensor.size(), strict=False)
+    alike = len(offsets) == len(lengths) == tensor.dim()
+    if not alike or any(not 0 <= start <= start + size <= end for start, size, end in places):
+        raise SizeMismatchError(
+            f"the stored part has shape {list(tensor.size())}, the load wants {list(lengths)} of "
+            f"it from {list(offsets)} on; give a state dict with the shapes of the checkpoint"
+        )
     for dim, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
         if length < tensor.size(dim):
             tensor = tensor.narrow(dim, offset, length)
@@ -130,7 +142,7 @@ def narrow(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int])
 
 
 def copy_into(target: torch.Tensor, source: torch.Tensor) -> None:
-    """Copy, casting and moving between devices as needed.
+    """Copy, casting and moving between devices as needed; never recorded by autograd.
 
     Raises:
         SizeMismatchError: The shapes differ.
@@ -140,7 +152,9 @@ def copy_into(target: torch.Tensor, source: torch.Tensor) -> None:
             f"the stored part has shape {list(source.size())}, the load wants "
             f"{list(target.size())}; give a state dict with the shapes of the checkpoint"
         )
-    target.copy_(source)
+    # A detached quantised tensor has a quantiser of its own: the scale that comes with the
+    # values would be lost. Such tensors have no gradient that detaching could protect.
+    (target if target.is_quantized else target.detach()).copy_(source)
 
 
 def _stable_memory(tensor: torch.Tensor) -> Buffer | None:

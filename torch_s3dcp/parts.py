@@ -21,18 +21,19 @@ def part_size_for(expected_size: int, preferred: int) -> int:
     """Part size in bytes with which an object of about ``expected_size`` bytes fits.
 
     The preferred size wherever it suffices, else the smallest multiple of a MiB with which
-    twice the expected size still needs at most 10,000 parts.
+    twice the expected size still needs at most 10,000 parts. Beyond 24.4 TiB even the
+    largest parts leave a smaller reserve.
 
     Raises:
-        ConfigurationError: The object would need parts of more than 5 GiB.
+        ConfigurationError: The object is larger than 10,000 parts of 5 GiB (48.8 TiB).
     """
-    if expected_size <= preferred * _PLANNED_PARTS:
-        return preferred
-    needed = -(-expected_size // _PLANNED_PARTS)
-    size = -(-needed // MIB) * MIB
-    if size > MAX_PART_SIZE:
+    if expected_size > MAX_PARTS * MAX_PART_SIZE:
         raise ConfigurationError(
             f"an object of {expected_size} bytes is too large for S3; save with a larger "
             "thread_count so that it is cut into more files"
         )
-    return max(size, preferred)
+    if expected_size <= preferred * _PLANNED_PARTS:
+        return preferred
+    needed = -(-expected_size // _PLANNED_PARTS)
+    size = -(-needed // MIB) * MIB
+    return max(min(size, MAX_PART_SIZE), preferred)

@@ -56,8 +56,8 @@ class NumericPrefixStrategy(S3PrefixStrategyBase):
         min_prefix_length: int = 10,
         prefix_count: int | None = None,
     ) -> None:
-        if not 2 <= base <= 16:
-            raise ConfigurationError(f"base must be between 2 and 16, got {base}")
+        if not _is_whole(base) or not 2 <= base <= 16:
+            raise ConfigurationError(f"base must be between 2 and 16, got {base!r}")
         check_epoch(epoch_num)
         if not _is_whole(min_prefix_length) or min_prefix_length < 1:
             raise ConfigurationError(f"min_prefix_length must be positive: {min_prefix_length!r}")
@@ -106,12 +106,15 @@ class RoundRobinPrefixStrategy(S3PrefixStrategyBase):
     """Prefixes of your own, in turn: ``{user_prefixes[rank % n]}/[epoch_{e}/]__{rank}_``.
 
     Raises:
-        ConfigurationError: No prefixes (a ValueError).
+        ConfigurationError: No prefixes, or one that leads out of the checkpoint (a
+            ValueError).
     """
 
     def __init__(self, user_prefixes: Sequence[str], epoch_num: int | None = None) -> None:
         if isinstance(user_prefixes, str) or not user_prefixes:
             raise ConfigurationError("user_prefixes must be a list of at least one prefix")
+        for prefix in user_prefixes:
+            _check_prefix(prefix)
         check_epoch(epoch_num)
         self.user_prefixes = list(user_prefixes)
         self.epoch_num = epoch_num
@@ -126,6 +129,16 @@ def check_epoch(epoch_num: int | None) -> None:
     """Reject what is not None or a whole number."""
     if epoch_num is not None and not _is_whole(epoch_num):
         raise ConfigurationError(f"epoch_num must be None or a whole number, got {epoch_num!r}")
+
+
+def _check_prefix(prefix: object) -> None:
+    # A load refuses data that lies elsewhere than below the checkpoint.
+    inside = isinstance(prefix, str) and prefix and not prefix.startswith("/")
+    if not inside or ".." in str(prefix).split("/") or "://" in str(prefix):
+        raise ConfigurationError(
+            "a prefix must be a string below the checkpoint, without '/' at its start and "
+            f"without '..', got {prefix!r}"
+        )
 
 
 def _is_whole(value: object) -> bool:

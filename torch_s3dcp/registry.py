@@ -11,6 +11,7 @@ import threading
 import warnings
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
+from types import MethodType
 from typing import Any
 
 from .exceptions import ReaderRegistryError
@@ -26,12 +27,13 @@ _BUILT_IN = {
 }
 
 _lock = threading.Lock()
-_loaded: dict[str, ReaderConstructor] = {}
+_registered: dict[str, ReaderConstructor] = {}
+_plugged_in: dict[str, ReaderConstructor] = {}
 
 
 def available_readers() -> tuple[str, ...]:
     """Names that :func:`get_reader` knows, sorted. Imports no plug-in."""
-    return tuple(sorted({*_BUILT_IN, *_loaded, *(point.name for point in _plug_ins())}))
+    return tuple(sorted({*_BUILT_IN, *_registered, *(point.name for point in _plug_ins())}))
 
 
 def register_reader(name: str, constructor: ReaderConstructor) -> None:
@@ -50,14 +52,14 @@ def register_reader(name: str, constructor: ReaderConstructor) -> None:
             f"got {constructor!r}"
         )
     with _lock:
-        if _loaded.get(name) is constructor:
+        if name in _registered and _identical(constructor, _registered[name]):
             return
         owner = _owner(name)
         if owner is not None:
             raise ReaderRegistryError(
                 f"the reader name {name!r} is taken by {owner}; choose another"
             )
-        _loaded[name] = constructor
+        _registered[name] = constructor
 
 
 def unregister_reader(name: str) -> None:
@@ -67,9 +69,9 @@ def unregister_reader(name: str) -> None:
         ReaderRegistryError: The name was not registered in this process.
     """
     with _lock:
-        if name in _BUILT_IN or name not in _loaded:
+        if name not in _registered:
             raise ReaderRegistryError(f"no reader {name!r} was registered in this process")
-        del _loaded[name]
+        del _registered[name]
 
 
 def get_reader(name: str) -> ReaderConstructor:
@@ -80,8 +82,9 @@ def get_reader(name: str) -> ReaderConstructor:
             claim it, or the plug-in cannot be loaded (the message names its distribution).
     """
     with _lock:
-        if name in _loaded:
-            return _loaded[name]
+        for table in (_registered, _plugged_in):
+            if name in table:
+                return table[name]
     claims = [point for point in _plug_ins() if point.name == name]
     if name in _BUILT_IN:
         for point in claims:
@@ -99,7 +102,7 @@ def get_reader(name: str) -> ReaderConstructor:
         raise ReaderRegistryError(f"the reader name {name!r} is claimed by {owners}; uninstall one")
     constructor = _load_plug_in(claims[0])
     with _lock:
-        return _loaded.setdefault(name, constructor)
+        return _plugged_in.setdefault(name, constructor)
 
 
 def resolve_reader(reader: ReaderConstructor | str | None, default: str) -> ReaderConstructor:
@@ -122,14 +125,21 @@ def resolve_reader(reader: ReaderConstructor | str | None, default: str) -> Read
 
 def reader_name(constructor: Any) -> str:
     """The registered name of a constructor, whatever its settings, or ``"unknown"``."""
+    known = {name: _load_built_in(address) for name, address in _BUILT_IN.items()}
     with _lock:
-        loaded = dict(_loaded)
-    for name, address in _BUILT_IN.items():
-        loaded.setdefault(name, _load_built_in(address))
-    for name, known in loaded.items():
-        if _same_reader(constructor, known):
-            return name
+        known.update(_plugged_in)
+        known.update(_registered)
+    # The very constructor first: a name may stand for a built-in reader with other settings.
+    for same in (_identical, _same_reader):
+        for name, other in known.items():
+            if same(constructor, other):
+                return name
     return "unknown"
+
+
+def _identical(constructor: Any, known: Any) -> bool:
+    # A bound method is a new object each time it is named.
+    return constructor is known or (isinstance(known, MethodType) and constructor == known)
 
 
 def _same_reader(constructor: Any, known: Any) -> bool:
@@ -138,7 +148,7 @@ def _same_reader(constructor: Any, known: Any) -> bool:
         constructor = constructor.func
     while isinstance(known, partial):
         known = known.func
-    if constructor is known:
+    if _identical(constructor, known):
         return True
     plain = isinstance(known, type) or hasattr(known, "__qualname__")
     return not plain and isinstance(constructor, type(known))
@@ -179,8 +189,8 @@ def _distribution(point: EntryPoint) -> str:
 def _owner(name: str) -> str | None:
     if name in _BUILT_IN:
         return "a built-in reader"
-    if name in _loaded:
-        return f"{_loaded[name]!r}"
+    if name in _registered:
+        return f"{_registered[name]!r}"
     for point in _plug_ins():
         if point.name == name:
             return _distribution(point)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .exceptions import TruncatedObjectError
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
@@ -102,6 +104,9 @@ class RangeView(io.BufferedIOBase):
 
     The view keeps its own position, so several may share one reader in turn. Closing it
     leaves the reader open.
+
+    Raises:
+        TruncatedObjectError: From reading, when the reader ends before ``end``.
     """
 
     def __init__(self, base: io.BufferedIOBase | io.RawIOBase, start: int, end: int) -> None:
@@ -134,21 +139,25 @@ class RangeView(io.BufferedIOBase):
         wanted = min(len(target), self._size - self._position)
         if wanted <= 0:
             return 0
+        # torch.load takes a short answer for the end, but a reader may answer in pieces.
         self._base.seek(self._start + self._position)
-        count = self._base.readinto(target[:wanted]) or 0
-        self._position += count
-        return count
+        filled = 0
+        while filled < wanted:
+            count = self._base.readinto(target[filled:wanted])
+            if not count:
+                raise TruncatedObjectError(
+                    "the object ends inside an item",
+                    byte_range=(self._start, self._start + self._size),
+                )
+            filled += count
+        self._position += wanted
+        return wanted
 
     def read(self, size: int | None = -1, /) -> bytes:
         rest = max(0, self._size - self._position)
         data = bytearray(rest if size is None or size < 0 else min(size, rest))
-        filled = 0
-        while filled < len(data):
-            count = self.readinto(memoryview(data)[filled:])
-            if not count:
-                break
-            filled += count
-        return bytes(memoryview(data)[:filled])
+        self.readinto(data)
+        return bytes(data)
 
     def read1(self, size: int = -1, /) -> bytes:
         return self.read(size)

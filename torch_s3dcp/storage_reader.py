@@ -17,6 +17,7 @@ from ._torch import ExtensionRegistry, agent_for
 from .checkpoint_metadata import METADATA_NAME, load_metadata, metadata_name, stored_item
 from .client import S3Client
 from .config import S3ClientConfig
+from .direct_load import DirectLoad, FillsMemory
 from .exceptions import (
     AccessDeniedError,
     CheckpointError,
@@ -188,6 +189,7 @@ class S3StorageReader(StorageReader):
                 key=self._uri.key,
             )
         self.storage_data = metadata.storage_data
+        self._described = metadata.state_dict_metadata
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Nothing to do: ranges are planned from the final plan, in ``read_data``."""
@@ -204,11 +206,38 @@ class S3StorageReader(StorageReader):
             S3DCPError: Something is missing, damaged or unreachable; it names bucket, key,
                 range and item.
         """
-        for file_plan in plan_files(self._wanted(plan)):
-            self._read_file(file_plan, planner)
+        files = plan_files(self._wanted(plan))
+        if isinstance(self.reader_constructor, FillsMemory):
+            self._fill(self.reader_constructor, files, planner)
+        else:
+            for file_plan in files:
+                self._read_file(file_plan, planner)
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+    def _fill(
+        self, strategy: FillsMemory, files: tuple[FilePlan[ReadItem], ...], planner: LoadPlanner
+    ) -> None:
+        """Let a strategy that fills memory load all objects together."""
+        places = {file.path: self._uri.join(file.path) for file in files}
+        pinned = {path: self._client.pin(uri.bucket, uri.key) for path, uri in places.items()}
+
+        def serve(planned: PlannedItem[ReadItem], data: memoryview) -> None:
+            self._serve(planned, io.BytesIO(data), planner)
+
+        config = self._client.s3client_config
+        load = DirectLoad(
+            strategy,
+            lambda path, start, end: pinned[path].stream(start, end),
+            serve,
+            planner,
+            self._described,
+            concurrency=config.max_concurrency,
+            memory_budget=config.memory_budget,
+            seconds_per_request=0.001,
+        )
+        self.tally = load.run(files)
 
     def _wanted(self, plan: LoadPlan) -> Iterator[tuple[StoredItem, ReadItem]]:
         for request in plan.items:
@@ -262,7 +291,7 @@ class S3StorageReader(StorageReader):
         for request in tensors:
             part = narrow(stored, request.storage_offsets, request.lengths)
             target = planner.resolve_tensor(request)
-            copy_into(target.detach(), part)
+            copy_into(target, part)
             planner.commit_tensor(request, target)
 
 

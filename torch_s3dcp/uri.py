@@ -16,7 +16,11 @@ from .exceptions import InvalidURIError
 _SCHEME = "s3://"
 _FORM = "write it as a string: 's3://bucket/prefix'"
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}\Z")
-_ACCESS_POINT = re.compile(r"arn:[a-z-]+:s3[a-z-]*:[^/]*\Z")
+# Its resource may hold slashes of its own: ``...:accesspoint/name``.
+_ACCESS_POINT = re.compile(
+    r"arn:[a-z-]+:s3[a-z-]*:[a-z0-9-]*:[0-9]+:(?:outpost[:/][A-Za-z0-9-]+[:/])?"
+    r"accesspoint[:/][A-Za-z0-9.-]+(?=/|\Z)"
+)
 
 
 @dataclass(frozen=True)
@@ -50,23 +54,20 @@ def parse_uri(address: str | os.PathLike[str]) -> S3URI:
     if not isinstance(text, str):
         raise InvalidURIError(f"an S3 location must be a string, not {type(address)!r}; {_FORM}")
     if not text.startswith(_SCHEME):
-        raise InvalidURIError(f"{text!r} is not an S3 location{_hint(text)}; {_FORM}")
-    bucket, _, key = text[len(_SCHEME) :].partition("/")
-    if bucket.startswith("arn:") and "/" in text[len(_SCHEME) :]:
-        bucket, key = _split_access_point(bucket, key)
+        raise InvalidURIError(f"{_shown(text)!r} is not an S3 location{_hint(text)}; {_FORM}")
+    rest = text[len(_SCHEME) :]
+    access_point = _ACCESS_POINT.match(rest)
+    bucket = access_point.group() if access_point else rest.partition("/")[0]
     if not bucket:
         raise InvalidURIError(f"{text!r} has no bucket name; {_FORM}")
-    if not _BUCKET.match(bucket) and not _ACCESS_POINT.match(bucket.replace("/", ":")):
-        raise InvalidURIError(f"{bucket!r} in {text!r} is not a bucket name; {_FORM}")
-    return S3URI(bucket, key.rstrip("/"))
+    if not access_point and not _BUCKET.match(bucket):
+        raise InvalidURIError(f"{_shown(text)!r} does not begin with a bucket name; {_FORM}")
+    return S3URI(bucket, rest[len(bucket) + 1 :].rstrip("/"))
 
 
-def _split_access_point(bucket: str, key: str) -> tuple[str, str]:
-    """An access point's ARN holds one slash of its own: ``...:accesspoint/name``."""
-    if bucket.endswith(":accesspoint"):
-        name, _, key = key.partition("/")
-        return f"{bucket}/{name}", key
-    return bucket, key
+def _shown(text: str) -> str:
+    """An address that is refused, without what may be secret: a login, a signed query."""
+    return re.sub(r"//.*@", "//...@", text.partition("?")[0])
 
 
 def _hint(text: str) -> str:
@@ -94,13 +95,18 @@ def order_location(
 ) -> tuple[str | os.PathLike[str], str | None]:
     """Accept ``(path, region)`` and s3torchconnector's ``(region, path)``.
 
-    The two cannot be confused: a region is never an S3 address.
+    The two cannot be confused: a region never holds a slash or a colon. Whether the path is
+    a good one is for :func:`parse_uri` to say.
 
     Raises:
-        InvalidURIError: Neither of the two is an S3 address.
+        InvalidURIError: The region is not one.
     """
-    if region is not None and is_uri(region) and not is_uri(path):
+    if region is not None and _may_be_path(region) and not _may_be_path(path):
         path, region = region, path
-    if region is not None and not isinstance(region, str):
+    if region is not None and (not isinstance(region, str) or _may_be_path(region)):
         raise InvalidURIError(f"the region must be a string such as 'eu-west-1', not {region!r}")
     return path, region or None
+
+
+def _may_be_path(value: object) -> bool:
+    return not isinstance(value, str) or "/" in value or ":" in value

@@ -7,6 +7,7 @@ bytes only through the two callables, so it runs on any transport.
 from __future__ import annotations
 
 import io
+import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -146,8 +147,7 @@ class S3Reader(io.BufferedIOBase):
             ValueError: Before the start, an unknown ``whence``, or the reader is closed.
         """
         self._check_open()
-        if not isinstance(offset, int):
-            raise TypeError(f"an offset is a whole number, not {type(offset).__name__}")
+        offset = operator.index(offset)
         if whence == io.SEEK_SET:
             position = offset
         elif whence == io.SEEK_CUR:
@@ -163,27 +163,34 @@ class S3Reader(io.BufferedIOBase):
 
     def clamp(self, position: int) -> int:
         """Where a seek to ``position`` really ends up."""
-        return min(position, self.measure())
+        return min(position, self.measure()) if position else 0
+
+    def available(self, size: int | None) -> int:
+        """How many bytes a read of ``size`` bytes (None: of the rest) can bring.
+
+        Asked before memory is taken for them: ``read(2**40)`` is legal on a small object.
+        """
+        rest = max(0, self.measure() - self._position)
+        return rest if size is None else min(size, rest)
 
     def readinto(self, buffer: Buffer, /) -> int:
+        """Fill ``buffer`` from the position on; return how many bytes came, 0 at the end."""
         self._check_open()
         target = memoryview(buffer)
         if target.readonly:
             raise TypeError("readinto() needs a writable buffer")
-        target = target.cast("B")
-        if not len(target):
+        if not target.nbytes:
             return 0
-        count = self.fill(self._position, target)
+        count = self.fill(self._position, target.cast("B"))
         self._position += count
         return count
 
     def read(self, size: int | None = -1, /) -> bytes:
         self._check_open()
-        if size is not None and not isinstance(size, int):
-            raise TypeError(f"a size is a whole number or None, not {type(size).__name__}")
-        if size is None or size < 0:
-            size = max(0, self.measure() - self._position)
-        data = bytearray(size)
+        size = -1 if size is None else operator.index(size)
+        if not size:
+            return b""
+        data = bytearray(self.available(None if size < 0 else size))
         count = self.readinto(data)
         return bytes(memoryview(data)[:count])
 
@@ -196,7 +203,10 @@ class S3Reader(io.BufferedIOBase):
 
 
 def fill_from(stream: ObjectStream, target: memoryview) -> int:
-    """Read until ``target`` is full or the stream has ended; return how many bytes came."""
+    """Read until ``target`` is full or the stream has ended; return how many bytes came.
+
+    After an exception nobody knows where the stream stands: it must not be read on.
+    """
     filled = 0
     while filled < len(target):
         count = stream.readinto(target[filled:])

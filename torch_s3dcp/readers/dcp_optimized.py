@@ -70,6 +70,12 @@ class DCPOptimizedS3Reader(S3Reader):
     def clamp(self, position: int) -> int:
         return position
 
+    def available(self, size: int | None) -> int:
+        if size is None:
+            return self.measure()
+        self._locate(self.tell(), self.tell() + size)
+        return size
+
     def fill(self, position: int, target: memoryview) -> int:
         index = self._locate(position, position + len(target))
         if index != self._current:
@@ -116,17 +122,26 @@ class DCPOptimizedS3Reader(S3Reader):
             grown[:kept] = self._buffer[:kept]
             self._buffer = grown
         if kept < len(item):
-            stream = self._stream_at(item.start + kept)
-            count = fill_from(stream, self._buffer[kept : len(item)])
-            self._stream_position += count
-            if count < len(item) - kept:
-                raise TruncatedObjectError(
-                    "the stream ended inside an item",
-                    bucket=self.bucket,
-                    key=self.key,
-                    byte_range=(item.start, item.end),
-                )
+            try:
+                self._receive(item, kept)
+            except BaseException:
+                # Where the stream stands is unknown; trying again needs a new one.
+                self._drop_stream()
+                raise
         self._current = index
+
+    def _receive(self, item: ItemRange, kept: int) -> None:
+        """Bring the bytes of the item that the buffer does not hold yet."""
+        stream = self._stream_at(item.start + kept)
+        count = fill_from(stream, self._buffer[kept : len(item)])
+        self._stream_position += count
+        if count < len(item) - kept:
+            raise TruncatedObjectError(
+                "the stream ended inside an item",
+                bucket=self.bucket,
+                key=self.key,
+                byte_range=(item.start, item.end),
+            )
 
     def _keep_overlap(self, item: ItemRange) -> int:
         """Move bytes that the current item shares with the next one to the buffer's front."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..exceptions import ConfigurationError
+from ..exceptions import ConfigurationError, TruncatedObjectError
 from .contract import GetStream, S3Reader, fill_from
 
 DEFAULT_BUFFER_SIZE = 8 * 1024 * 1024
@@ -84,9 +84,17 @@ class RangedS3Reader(S3Reader):
     def _fetch(self, start: int, end: int, target: memoryview) -> int:
         stream = self._get_stream(start, end)
         try:
-            return fill_from(stream, target)
+            count = fill_from(stream, target)
         finally:
             stream.close()
+        if count < len(target):
+            raise TruncatedObjectError(
+                "the stream ended before the end of the range",
+                bucket=self.bucket,
+                key=self.key,
+                byte_range=(start, end),
+            )
+        return count
 
 
 def check_buffer_size(buffer_size: int | None) -> int:

@@ -18,6 +18,8 @@ class SequentialS3Reader(S3Reader):
     whole object is no matter. For a part of a checkpoint it reads too much: everything up
     to the last byte that is wanted. Seeking back is free. A HEAD request is made only for
     SEEK_END before the first read.
+
+    After an error reading may be tried again; it goes on after the last byte kept.
     """
 
     def __init__(
@@ -39,8 +41,14 @@ class SequentialS3Reader(S3Reader):
         return self._size
 
     def clamp(self, position: int) -> int:
+        if position == 0:
+            return 0
         # The answer to the GET that has to be made anyway tells the size: no HEAD.
-        return position if position == 0 else min(position, self._open_size())
+        return min(position, self._open_size() if self._size is None else self._size)
+
+    def available(self, size: int | None) -> int:
+        rest = max(0, self._open_size() - self.tell())
+        return rest if size is None else min(size, rest)
 
     def fill(self, position: int, target: memoryview) -> int:
         end = min(position + len(target), self._open_size())
@@ -54,24 +62,23 @@ class SequentialS3Reader(S3Reader):
             filled += len(block)
         return filled
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        self._check_open()
-        if size is None or (isinstance(size, int) and size < 0):
-            size = max(0, self._open_size() - self._position)
-        return super().read(size)
-
     def close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-        self._stream = None
+        self._drop_stream()
         self._blocks = []
         super().close()
 
     def _open_size(self) -> int:
         if self._stream is None:
-            self._stream = self._get_stream()
+            self._stream = (
+                self._get_stream(self._received) if self._received else self._get_stream()
+            )
             self._size = int(self._stream.info.size)
         return self.measure()
+
+    def _drop_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
 
     def _receive(self, stream: ObjectStream, end: int) -> None:
         """Receive until ``end``, block by block, without ever moving what came before."""
@@ -81,9 +88,15 @@ class SequentialS3Reader(S3Reader):
             if index == len(self._blocks):
                 self._blocks.append(memoryview(bytearray(min(_BLOCK, size - self._received))))
             rest = self._blocks[index][offset : offset + end - self._received]
-            count = fill_from(stream, rest)
+            try:
+                count = fill_from(stream, rest)
+            except BaseException:
+                # Where the stream stands is unknown; a new one begins after what is kept.
+                self._drop_stream()
+                raise
             self._received += count
             if count < len(rest):
+                self._drop_stream()
                 raise TruncatedObjectError(
                     "the stream ended before the end of the object",
                     bucket=self.bucket,

@@ -1,1 +1,60 @@
-"""What tests of this package, and of packages built on it, share: local S3 servers and suites."""
+"""What tests of this package, and of packages built on it, share.
+
+Local S3 servers (``servers``), suites for readers and transports of your own
+(``reader_suite``, ``transport_suite``), hypothesis strategies (``strategies``) and transports
+that count, delay and fail (``wrappers``). The names below are imported when they are asked
+for: the servers need neither pytest nor hypothesis.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .reader_suite import ReaderSuite
+    from .servers import MotoServer, RcloneServer, SeaweedServer
+    from .strategies import blobs, item_ranges, object_with_items
+    from .transport_suite import TransportSuite
+    from .wrappers import Fault, FaultTransport, LatencyTransport, RecordingTransport
+
+__all__ = [
+    "Fault",
+    "FaultTransport",
+    "LatencyTransport",
+    "MotoServer",
+    "RcloneServer",
+    "ReaderSuite",
+    "RecordingTransport",
+    "SeaweedServer",
+    "TransportSuite",
+    "blobs",
+    "item_ranges",
+    "object_with_items",
+]
+
+_HOMES = {
+    "reader_suite": ("ReaderSuite",),
+    "servers": ("MotoServer", "RcloneServer", "SeaweedServer"),
+    "strategies": ("blobs", "item_ranges", "object_with_items"),
+    "transport_suite": ("TransportSuite",),
+    "wrappers": ("Fault", "FaultTransport", "LatencyTransport", "RecordingTransport"),
+}
+
+if "pytest" in sys.modules:
+    # Before the suites are imported: their failed assertions then show both sides.
+    sys.modules["pytest"].register_assert_rewrite(
+        f"{__name__}.reader_suite", f"{__name__}.transport_suite"
+    )
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

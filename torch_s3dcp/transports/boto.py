@@ -9,18 +9,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from s3transfer.exceptions import S3CopyFailedError
+
 from ..config import S3ClientConfig
 from ..exceptions import (
     ObjectChangedError,
+    ObjectNotFoundError,
     PreconditionFailedError,
-    StorageError,
     TruncatedObjectError,
     WrongRangeError,
 )
 from ..parts import part_size_for
-from .clients import client_for, uploader_for
-from .contract import ListPage, ObjectBody, ObjectInfo, RawBody
-from .errors import translated
+from .clients import client_for, patient_uploader, uploader_for
+from .contract import ListPage, ObjectBody, ObjectInfo, RawBody, check_span, too_short
+from .errors import refusal, translated
 
 if TYPE_CHECKING:
     from botocore.response import StreamingBody
@@ -30,6 +32,11 @@ _log = logging.getLogger(__name__)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)\Z")
 _SKIP_BLOCK = 1024 * 1024
 _DELETE_BATCH = 1000
+# Larger objects are copied in parts, several at a time. S3 itself would allow 5 GiB.
+LARGEST_SINGLE_COPY = 1024**3
+# A stream of unknown length cannot choose its part size by its length: with parts of 66 MiB
+# 10,000 of them hold 644 GiB.
+_UNKNOWN_SIZE = 320 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,9 @@ class BotoTransport:
         *,
         if_match: str | None = None,
     ) -> ObjectBody:
+        check_span(start, end)
+        if start == end:
+            return self._nothing(bucket, key, start, if_match)
         options: dict[str, Any] = self._payer()
         if start or end is not None:
             options["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
@@ -75,13 +85,16 @@ class BotoTransport:
         if if_match is not None:
             options["IfMatch"] = if_match
         span = None if end is None else (start, end)
-        if span is not None and start >= span[1]:
-            return self._nothing(bucket, key, start)
         try:
             with translated("GetObject", bucket, key, span):
                 answer = self.client.get_object(Bucket=bucket, Key=key, **options)
         except PreconditionFailedError as error:
             raise _changed(bucket, key) from error
+        except TruncatedObjectError:
+            if end is not None:
+                raise
+            # "All from the end on" is nothing; to HTTP it is an error.
+            return self._nothing(bucket, key, start, if_match)
         body = _Body(answer["Body"], bucket, key, whole="Range" not in options)
         try:
             return _check_answer(answer, body, bucket, key, start, end, if_match)
@@ -109,23 +122,36 @@ class BotoTransport:
             conditions["IfMatch"] = if_match
         if if_none_match:
             conditions["IfNoneMatch"] = "*"
-        with translated("PutObject", bucket, key):
-            try:
-                answer = self.client.put_object(
-                    Bucket=bucket, Key=key, Body=data, **options, **conditions
-                )
-            except self.client.exceptions.ClientError as error:
-                unknown = error.response.get("Error", {}).get("Code") == "NotImplemented"
-                if not (conditions and unknown):
-                    raise
-                _log.warning("%s knows no conditional writes; writing without", bucket)
-                answer = self.client.put_object(Bucket=bucket, Key=key, Body=data, **options)
+        try:
+            with translated("PutObject", bucket, key):
+                answer = self._store(bucket, key, data, options, conditions)
+        except ObjectNotFoundError as error:
+            if if_match is None:
+                raise
+            # S3's way of saying that If-Match found nothing to compare with.
+            raise PreconditionFailedError(
+                "the object is not in the expected state: it does not exist", **error.context
+            ) from error
         return ObjectInfo(bucket, key, len(data), answer.get("ETag"), metadata=metadata or {})
 
-    def upload(self, bucket: str, key: str, stream: io.RawIOBase, *, expected_size: int) -> None:
-        part_size = part_size_for(expected_size, self.config.part_size)
-        manager = uploader_for(self.client, self.config, part_size)
+    def upload(
+        self,
+        bucket: str,
+        key: str,
+        stream: io.RawIOBase,
+        *,
+        expected_size: int | None,
+        storage_class: str | None = None,
+    ) -> None:
+        size = _UNKNOWN_SIZE if expected_size is None else expected_size
+        part_size = part_size_for(size, self.config.part_size)
+        if expected_size is None:
+            manager = patient_uploader(self.client, part_size)
+        else:
+            manager = uploader_for(self.client, self.config, part_size)
         options = {**self._payer(), **self._storing()}
+        if storage_class is not None:
+            options["StorageClass"] = storage_class
         source = _Source(stream)
         try:
             with translated("Upload", bucket, key):
@@ -136,11 +162,22 @@ class BotoTransport:
             raise
 
     def copy(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
-        manager = uploader_for(self.client, self.config, self.config.part_size)
         options = {**self._payer(), **self._storing(checksum=False)}
+        source: Any = {"Bucket": src_bucket, "Key": src_key}
+        info = self.head(src_bucket, src_key)
         with translated("CopyObject", src_bucket, src_key):
-            source = {"Bucket": src_bucket, "Key": src_key}
-            manager.copy(source, dst_bucket, dst_key, extra_args=options).result()
+            if info.size <= LARGEST_SINGLE_COPY:
+                self.client.copy_object(
+                    CopySource=source, Bucket=dst_bucket, Key=dst_key, **options
+                )
+                return
+            # A copy in parts takes nothing over but the bytes.
+            options["Metadata"] = info.metadata
+            manager = uploader_for(self.client, self.config, self.config.part_size)
+            try:
+                manager.copy(source, dst_bucket, dst_key, extra_args=options).result()
+            except S3CopyFailedError as error:
+                raise _changed(src_bucket, src_key) from error
 
     def delete(self, bucket: str, keys: Iterable[str]) -> None:
         names = list(keys)
@@ -157,11 +194,8 @@ class BotoTransport:
                     **self._payer(),
                 )
             for failure in answer.get("Errors", []):
-                raise StorageError(
-                    f"the object was not removed: {failure.get('Code')} {failure.get('Message')}",
-                    bucket=bucket,
-                    key=failure.get("Key"),
-                    operation="DeleteObjects",
+                raise refusal(
+                    failure, {"operation": "DeleteObjects", "bucket": bucket, "key": failure["Key"]}
                 )
 
     def list(
@@ -186,9 +220,33 @@ class BotoTransport:
                     tuple(p["Prefix"] for p in page.get("CommonPrefixes", [])),
                 )
 
-    def _nothing(self, bucket: str, key: str, at: int) -> ObjectBody:
+    def _store(
+        self,
+        bucket: str,
+        key: str,
+        data: bytes,
+        options: Mapping[str, Any],
+        conditions: Mapping[str, Any],
+    ) -> Any:
+        try:
+            return self.client.put_object(
+                Bucket=bucket, Key=key, Body=data, **options, **conditions
+            )
+        except self.client.exceptions.ClientError as error:
+            unknown = error.response.get("Error", {}).get("Code") == "NotImplemented"
+            if not (conditions and unknown):
+                raise
+            _log.warning("%s knows no conditional writes; writing without", bucket)
+            return self.client.put_object(Bucket=bucket, Key=key, Body=data, **options)
+
+    def _nothing(self, bucket: str, key: str, at: int, if_match: str | None) -> ObjectBody:
         """An empty range cannot be written as an HTTP range."""
-        return ObjectBody(io.BytesIO(), self.head(bucket, key), at, at)
+        info = self.head(bucket, key)
+        if if_match is not None and info.etag not in (None, if_match):
+            raise _changed(bucket, key)
+        if at > info.size:
+            raise too_short(info, at, at)
+        return ObjectBody(io.BytesIO(), info, at, at)
 
     def _payer(self) -> dict[str, Any]:
         return {"RequestPayer": "requester"} if self.config.requester_pays else {}
@@ -246,11 +304,24 @@ class _Source:
         self.error: BaseException | None = None
 
     def read(self, size: int = -1) -> bytes:
+        """All of ``size`` bytes, unless the stream ends: s3transfer takes less for the end."""
         try:
-            return self._stream.read(size) or b""
+            if size < 0:
+                return self._take(size)
+            blocks: list[bytes] = []
+            while size > 0 and (block := self._take(size)):
+                blocks.append(block)
+                size -= len(block)
+            return blocks[0] if len(blocks) == 1 else b"".join(blocks)
         except BaseException as error:
             self.error = error
             raise
+
+    def _take(self, size: int) -> bytes:
+        block = self._stream.read(size)
+        if block is None:
+            raise BlockingIOError("a stream to upload must block until it has data")
+        return block
 
 
 def _check_answer(
@@ -273,8 +344,9 @@ def _check_answer(
     )
     wanted_end = size if end is None else end
     asked: dict[str, Any] = {"bucket": bucket, "key": key, "byte_range": (start, wanted_end)}
+    info = _info(bucket, key, answer, size)
     if size < wanted_end or start > size:
-        raise TruncatedObjectError(f"the object has only {size} bytes", **asked)
+        raise too_short(info, start, wanted_end)
     if first > start or last < wanted_end or (served and last - first != length):
         raise WrongRangeError(
             f"the server sent {length} bytes as [{first}, {last}) of {size}", **asked
@@ -283,7 +355,7 @@ def _check_answer(
     if first < start:
         _log.warning("s3://%s/%s: the server ignored the range; skipping to it", bucket, key)
         body.skip(start - first)
-    return ObjectBody(body, _info(bucket, key, answer, size), start, wanted_end)
+    return ObjectBody(body, info, start, wanted_end)
 
 
 def _changed(bucket: str, key: str) -> ObjectChangedError:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from botocore import UNSIGNED
 from botocore.config import Config
+from s3transfer.futures import NonThreadedExecutor
 from s3transfer.manager import TransferConfig, TransferManager
 
 from .._version import __version__
@@ -76,6 +77,17 @@ def uploader_for(client: Boto3S3Client, config: S3ClientConfig, part_size: int) 
             )
             _uploaders[(id(client), part_size)] = manager
         return manager
+
+
+def patient_uploader(client: Boto3S3Client, part_size: int) -> TransferManager:
+    """A transfer manager for one stream that may wait for its producer at any point.
+
+    It works in the calling thread, one part at a time. Waiting in a shared manager's thread
+    would keep other uploads from starting, for ever if the producer is waiting for one of
+    them, and would keep an interpreter from ending that leaves a stream open.
+    """
+    settings = TransferConfig(multipart_threshold=part_size, multipart_chunksize=part_size)
+    return TransferManager(client, settings, executor_cls=NonThreadedExecutor)
 
 
 def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> Boto3S3Client:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from ..exceptions import TruncatedObjectError
+from ..exceptions import ConfigurationError, TruncatedObjectError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -65,9 +65,12 @@ class ObjectBody(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer, /) -> int:
-        target = memoryview(buffer).cast("B")[: self.end - self.position]
-        if not len(target):
+        if self.closed:
+            raise ValueError("read of a closed ObjectBody")
+        view = memoryview(buffer)
+        if not view.nbytes or self.position == self.end:
             return 0
+        target = view.cast("B")[: self.end - self.position]
         count = self._raw.readinto(target)
         if not count:
             raise TruncatedObjectError(
@@ -88,6 +91,30 @@ class ObjectBody(io.RawIOBase):
         if not self.closed:
             self._raw.close()
         super().close()
+
+
+def check_span(start: int, end: int | None) -> None:
+    """Reject byte ranges that mean nothing.
+
+    Raises:
+        ConfigurationError: Not ``0 <= start <= end`` (a ValueError).
+    """
+    if start < 0 or (end is not None and end < start):
+        raise ConfigurationError(
+            f"invalid byte range [{start}, {'' if end is None else end}): "
+            "it needs 0 <= start <= end"
+        )
+
+
+def too_short(info: ObjectInfo, start: int, end: int) -> TruncatedObjectError:
+    """The error for a range that ends, or is empty and lies, beyond an object's end."""
+    return TruncatedObjectError(
+        f"the object has only {info.size} bytes",
+        bucket=info.bucket,
+        key=info.key,
+        byte_range=(start, end),
+        operation="GetObject",
+    )
 
 
 class Transport(Protocol):
@@ -113,8 +140,12 @@ class Transport(Protocol):
     ) -> ObjectBody:
         """Begin to receive ``[start, end)``, or all from ``start`` on.
 
-        Exactly these bytes are served. An object that is shorter raises
-        TruncatedObjectError, one whose ETag is not ``if_match`` ObjectChangedError.
+        Exactly these bytes are served; all from the object's end on is nothing.
+
+        Raises:
+            TruncatedObjectError: The object has fewer than ``start`` or ``end`` bytes.
+            ObjectChangedError: The object's ETag is not ``if_match``.
+            ConfigurationError: Not ``0 <= start <= end``.
         """
         ...
 
@@ -131,17 +162,30 @@ class Transport(Protocol):
         """Store a small object in one request; visible only when complete.
 
         Raises:
-            PreconditionFailedError: The object's ETag is not ``if_match``, or the object
-                exists and ``if_none_match`` was given. A server that does not know
-                conditions stores the object.
+            PreconditionFailedError: The object's ETag is not ``if_match`` (nor is there one
+                without an object), or the object exists and ``if_none_match`` was given. A server
+                that does not know conditions stores the object.
         """
         ...
 
-    def upload(self, bucket: str, key: str, stream: io.RawIOBase, *, expected_size: int) -> None:
+    def upload(
+        self,
+        bucket: str,
+        key: str,
+        stream: io.RawIOBase,
+        *,
+        expected_size: int | None,
+        storage_class: str | None = None,
+    ) -> None:
         """Store what ``stream`` yields until its end; visible only when complete.
 
         Args:
-            expected_size: About how many bytes will come. It only decides the part size.
+            stream: Its ``read`` may give less than it was asked for, but never None.
+            expected_size: About how many bytes will come; decides the part size. None:
+                nobody knows, and the stream may wait for its producer at any point; other
+                uploads go on meanwhile.
+            storage_class: Storage class of the object, where the store has such; None: as
+                the transport is configured.
 
         Raises:
             BaseException: Whatever ``stream.read`` raised. Nothing stays behind then.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -173,7 +173,20 @@ def translated(
 
 def _from_answer(error: boto.ClientError, where: dict[str, Any]) -> StorageError:
     answer: Any = error.response
-    details, about = answer.get("Error", {}), answer.get("ResponseMetadata", {})
+    return refusal(answer.get("Error", {}), where, answer.get("ResponseMetadata", {}))
+
+
+def refusal(
+    details: Mapping[str, Any], where: Mapping[str, Any], about: Mapping[str, Any] | None = None
+) -> StorageError:
+    """The error that fits a server's error code, or failing that the status of its answer.
+
+    Args:
+        details: ``Code`` and ``Message``, as the server gave them.
+        where: Context of the error.
+        about: botocore's ``ResponseMetadata``, where the code came with an answer of its own.
+    """
+    about = about or {}
     code = str(details.get("Code", ""))
     status = str(about.get("HTTPStatusCode", ""))
     attempts = about.get("RetryAttempts")
@@ -188,7 +201,9 @@ def _from_answer(error: boto.ClientError, where: dict[str, Any]) -> StorageError
             if name in codes:
                 text = meaning + _region_hint(cls, about, details)
                 return cls(text if name == said else f"{text} [{said}]", **context)
-    return StorageError(f"the server refused: {said} (HTTP {status})", **context)
+    return StorageError(
+        f"the server refused: {said}" + (f" (HTTP {status})" if status else ""), **context
+    )
 
 
 def _region_hint(cls: type[StorageError], about: Any, details: Any) -> str:

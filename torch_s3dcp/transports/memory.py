@@ -13,9 +13,8 @@ from ..exceptions import (
     ObjectChangedError,
     ObjectNotFoundError,
     PreconditionFailedError,
-    TruncatedObjectError,
 )
-from .contract import ListPage, ObjectBody, ObjectInfo
+from .contract import ListPage, ObjectBody, ObjectInfo, check_span, too_short
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class MemoryTransport:
         *,
         if_match: str | None = None,
     ) -> ObjectBody:
+        check_span(start, end)
         stored = self._find(bucket, key, "GetObject")
         size = len(stored.data)
         if if_match is not None and stored.info.etag != if_match:
@@ -53,13 +53,7 @@ class MemoryTransport:
             )
         end = size if end is None else end
         if start > size or end > size:
-            raise TruncatedObjectError(
-                f"the object has only {size} bytes",
-                bucket=bucket,
-                key=key,
-                byte_range=(start, end),
-                operation="GetObject",
-            )
+            raise too_short(stored.info, start, end)
         return ObjectBody(io.BytesIO(stored.data[start:end]), stored.info, start, end)
 
     def put(
@@ -88,7 +82,15 @@ class MemoryTransport:
             objects[key] = _Stored(bytes(data), info)
         return info
 
-    def upload(self, bucket: str, key: str, stream: io.RawIOBase, *, expected_size: int) -> None:
+    def upload(
+        self,
+        bucket: str,
+        key: str,
+        stream: io.RawIOBase,
+        *,
+        expected_size: int | None,
+        storage_class: str | None = None,
+    ) -> None:
         self._objects(bucket, "PutObject")
         self.put(bucket, key, stream.read(-1) or b"")
 

@@ -1,0 +1,53 @@
+"""What one piece of work costs: wall time, CPU time, peak memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of wall and CPU time (all threads), and bytes of peak memory above the start."""
+
+    wall: float
+    cpu: float
+    extra_peak: int
+
+
+def measure(work: Callable[[], object]) -> Cost:
+    """Run ``work`` once in this process. Memory is read from Linux's ``/proc``."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present size
+    before = _memory("VmRSS")
+    used, begin = _cpu_seconds(), time.perf_counter()
+    work()
+    wall, cpu = time.perf_counter() - begin, _cpu_seconds() - used
+    return Cost(wall, cpu, _memory("VmHWM") - before)
+
+
+def machine() -> dict[str, str | int]:
+    """What a reader of the figures needs to know about the machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cores": os.cpu_count() or 0,
+        "memory_gib": round(memory / 2**30),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _memory(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")

@@ -1,0 +1,400 @@
+"""S3Client: pinned readers, streams that survive breaks, writers that lose nothing."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torch_s3dcp import S3Client, S3ClientConfig, S3ReaderConstructor, S3Writer
+from torch_s3dcp.client import ResumingStream
+from torch_s3dcp.exceptions import (
+    AccessDeniedError,
+    BucketNotFoundError,
+    EndpointError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+    ReaderRegistryError,
+    TruncatedObjectError,
+    WrongRangeError,
+)
+from torch_s3dcp.testing.servers import MotoServer
+from torch_s3dcp.testing.wrappers import Fault, FaultTransport, RecordingTransport
+from torch_s3dcp.transports import BotoTransport, MemoryTransport, ObjectBody
+
+BUCKET, KEY = "bucket", "key"
+BLOB = bytes((5 * i + i // 256) % 256 for i in range(3000))
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def memory() -> MemoryTransport:
+    transport = MemoryTransport(BUCKET)
+    transport.put(BUCKET, KEY, BLOB)
+    return transport
+
+
+def client_of(transport: Any, max_attempts: int = 10) -> S3Client:
+    return S3Client(transport=transport, s3client_config=S3ClientConfig(max_attempts=max_attempts))
+
+
+# ---- readers
+
+
+@pytest.mark.parametrize("reader_name", ["sequential", "range_based"])
+def test_a_reader_makes_no_request_before_it_must(
+    memory: MemoryTransport, reader_name: str
+) -> None:
+    recorder = RecordingTransport(memory)
+    client_of(recorder).get_object(BUCKET, "absent", reader_constructor=reader_name).close()
+    assert recorder.requests == ()
+
+
+def test_an_object_replaced_between_two_ranges(memory: MemoryTransport) -> None:
+    constructor = S3ReaderConstructor.range_based(100)
+    with client_of(memory).get_object(BUCKET, KEY, reader_constructor=constructor) as reader:
+        assert reader.read(1) == BLOB[:1]
+        memory.put(BUCKET, KEY, BLOB[::-1])
+        assert reader.read(1) == BLOB[1:2], "from the buffer"
+        reader.seek(0)
+        with pytest.raises(ObjectChangedError) as caught:
+            reader.read(3000)
+    assert (caught.value.bucket, caught.value.key) == (BUCKET, KEY)
+
+
+class IgnoresConditions(MemoryTransport):
+    """A server that knows no If-Match."""
+
+    def get(
+        self,
+        bucket: str,
+        key: str,
+        start: int = 0,
+        end: int | None = None,
+        *,
+        if_match: str | None = None,
+    ) -> ObjectBody:
+        return super().get(bucket, key, start, end)
+
+
+@pytest.mark.parametrize("newer", [BLOB[::-1], BLOB + b"more"])
+def test_a_replaced_object_is_seen_without_if_match(newer: bytes) -> None:
+    transport = IgnoresConditions(BUCKET)
+    transport.put(BUCKET, KEY, BLOB)
+    constructor = S3ReaderConstructor.range_based(0)
+    with client_of(transport).get_object(BUCKET, KEY, reader_constructor=constructor) as reader:
+        assert reader.read(3000) == BLOB
+        transport.put(BUCKET, KEY, newer)
+        reader.seek(0)
+        with pytest.raises(ObjectChangedError):
+            reader.read(3000)
+
+
+def test_a_break_is_not_mended_with_another_version(memory: MemoryTransport) -> None:
+    transport = FaultTransport(memory, [Fault("get", body="cut", after=1000)])
+    with client_of(transport).get_object(BUCKET, KEY) as reader:
+        assert reader.read(1000) == BLOB[:1000]
+        memory.put(BUCKET, KEY, BLOB[::-1])
+        with pytest.raises(ObjectChangedError):
+            reader.read(1000)
+
+
+def test_two_streams_at_once_see_one_version(memory: MemoryTransport) -> None:
+    """Both asked before either knew the ETag: that is no change of the object."""
+    both_asked = threading.Barrier(2, timeout=30)
+
+    class Slow(RecordingTransport):
+        def get(self, *args: Any, **kwargs: Any) -> ObjectBody:
+            body = super().get(*args, **kwargs)
+            both_asked.wait()
+            return body
+
+    found: dict[str, Any] = {}
+
+    def constructor(bucket: str, key: str, get_info: Any, get_stream: Callable[..., Any]) -> Any:
+        found["get_stream"] = get_stream
+        return io.BytesIO()
+
+    client_of(Slow(memory)).get_object(BUCKET, KEY, reader_constructor=constructor)
+    results: list[bytes] = []
+
+    def fetch() -> None:
+        results.append(found["get_stream"](10, 20).readall())
+
+    threads = [threading.Thread(target=fetch) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [BLOB[10:20]] * 2
+
+
+def test_what_is_known_of_the_object_saves_the_head(memory: MemoryTransport) -> None:
+    recorder = RecordingTransport(memory)
+    client = client_of(recorder)
+    info = client.head_object(BUCKET, KEY)
+    recorder.clear()
+    with client.get_object(
+        BUCKET, KEY, object_info=info, reader_constructor="range_based"
+    ) as reader:
+        assert reader.seek(0, io.SEEK_END) == 3000
+        assert recorder.requests == ()
+    memory.put(BUCKET, KEY, BLOB[::-1])
+    with (
+        client.get_object(BUCKET, KEY, object_info=info) as reader,
+        pytest.raises(ObjectChangedError),
+    ):
+        reader.read(1)
+
+
+def test_an_unknown_reader_is_refused(memory: MemoryTransport) -> None:
+    with pytest.raises(ReaderRegistryError, match="sequential"):
+        client_of(memory).get_object(BUCKET, KEY, reader_constructor="absent")
+
+
+# ---- streams
+
+
+@pytest.mark.parametrize("kind", ["cut", "truncate"])
+def test_a_broken_body_goes_on_at_the_next_missing_byte(memory: MemoryTransport, kind: Any) -> None:
+    faults = [Fault("get", body=kind, after=700, times=3)]
+    recorder = RecordingTransport(FaultTransport(memory, faults))
+    with client_of(recorder).get_object(BUCKET, KEY) as reader:
+        assert reader.read() == BLOB
+    gets = [(request.start, request.end) for request in recorder.of("get")]
+    assert gets == [(0, None), (700, 3000), (1400, 3000), (2100, 3000)]
+    assert recorder.summary().received == 3000
+    assert recorder.open_bodies == 0
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 5])
+def test_gives_up_after_so_many_tries_without_a_byte(
+    memory: MemoryTransport, attempts: int
+) -> None:
+    faults = FaultTransport(memory, [Fault("get", body="cut", after=0, times=None)])
+    reader = client_of(faults, attempts).get_object(BUCKET, KEY)
+    with reader, pytest.raises(EndpointError) as caught:
+        reader.read(10)
+    assert faults.struck == attempts == caught.value.attempts
+
+
+def test_progress_resets_the_count(memory: MemoryTransport) -> None:
+    faults = FaultTransport(memory, [Fault("get", body="cut", after=100, times=29)])
+    with client_of(faults, 2).get_object(BUCKET, KEY) as reader:
+        assert reader.read() == BLOB
+    assert faults.struck == 29
+
+
+@pytest.mark.parametrize("error", [EndpointError("gone"), WrongRangeError("other bytes")])
+def test_a_try_that_cannot_begin_counts_too(memory: MemoryTransport, error: Exception) -> None:
+    faults = [
+        Fault("get", body="cut", after=100),
+        Fault("get", error=error, nth=2, times=2),
+    ]
+    with client_of(FaultTransport(memory, faults), 4).get_object(BUCKET, KEY) as reader:
+        assert reader.read() == BLOB
+    transport = FaultTransport(memory, faults)
+    with client_of(transport, 3).get_object(BUCKET, KEY) as reader, pytest.raises(type(error)):
+        reader.read()
+    assert transport.struck == 3
+
+
+def test_an_error_that_is_no_break_is_not_tried_again(memory: MemoryTransport) -> None:
+    faults = [
+        Fault("get", body="cut", after=100),
+        Fault("get", error=AccessDeniedError("no"), nth=2),
+    ]
+    recorder = RecordingTransport(FaultTransport(memory, faults))
+    with client_of(recorder).get_object(BUCKET, KEY) as reader, pytest.raises(AccessDeniedError):
+        reader.read()
+    assert len(recorder.of("get")) == 2
+
+
+def test_a_stream_is_a_file(memory: MemoryTransport) -> None:
+    def open_range(start: int, end: int | None) -> ObjectBody:
+        return memory.get(BUCKET, KEY, start, end)
+
+    with ResumingStream(open_range, 5, 50, attempts=3) as stream:
+        assert stream.readable()
+        assert stream.info.size == 3000
+        assert b"".join(stream) == BLOB[5:50]
+        assert stream.read(1) == b""
+    with pytest.raises(ValueError, match="closed"):
+        stream.read(1)
+    with pytest.raises(TruncatedObjectError):
+        ResumingStream(open_range, 5, 5000, attempts=3)
+
+
+# ---- writers
+
+
+def pieces(sizes: Iterable[int]) -> list[bytes]:
+    return [bytes([index % 251]) * size for index, size in enumerate(sizes, 1)]
+
+
+@given(st.lists(st.integers(0, 5000), max_size=20))
+def test_what_is_written_is_stored(sizes: list[int]) -> None:
+    memory = MemoryTransport(BUCKET)
+    with client_of(memory).put_object(BUCKET, KEY) as writer:
+        for piece in pieces(sizes):
+            before = writer.tell()
+            assert writer.write(piece) == len(piece)
+            assert writer.tell() == before + len(piece)
+    with memory.get(BUCKET, KEY) as body:
+        assert body.readall() == b"".join(pieces(sizes))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [8 * MIB],
+        [8 * MIB - 1, 1, 1],
+        [20 * MIB, 3],
+        [1, 8 * MIB, 8 * MIB, 8 * MIB, 5],
+        [72 * MIB],
+    ],
+)
+def test_large_writes_against_a_server(
+    moto_server: MotoServer, moto_bucket: str, moto_client: S3Client, sizes: list[int]
+) -> None:
+    with moto_client.put_object(moto_bucket, KEY) as writer:
+        for piece in pieces(sizes):
+            writer.write(piece)
+    stored = moto_server.client().get_object(Bucket=moto_bucket, Key=KEY)["Body"].read()
+    assert stored == b"".join(pieces(sizes))
+
+
+@pytest.fixture
+def moto_client(moto_server: MotoServer, monkeypatch: pytest.MonkeyPatch) -> S3Client:
+    for name, value in moto_server.environment().items():
+        monkeypatch.setenv(name, value)
+    config = S3ClientConfig(force_path_style=True)
+    return S3Client("us-east-1", endpoint=moto_server.endpoint_url, s3client_config=config)
+
+
+@pytest.mark.parametrize("size", [0, 10, 9 * MIB, 80 * MIB])
+@pytest.mark.parametrize("error", [ArithmeticError("mine"), KeyboardInterrupt()])
+def test_an_exception_inside_leaves_no_object(
+    moto_server: MotoServer,
+    moto_bucket: str,
+    moto_client: S3Client,
+    size: int,
+    error: BaseException,
+) -> None:
+    writer = moto_client.put_object(moto_bucket, KEY)
+
+    def fail() -> None:
+        with writer:
+            writer.write(bytes(size))
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        fail()
+    assert caught.value is error
+    assert writer.closed
+    with pytest.raises(ObjectNotFoundError):
+        moto_client.head_object(moto_bucket, KEY)
+    listing = moto_server.client().list_multipart_uploads(Bucket=moto_bucket)
+    assert listing.get("Uploads", []) == []
+
+
+def test_abort_leaves_what_was_there(memory: MemoryTransport) -> None:
+    writer = client_of(memory).put_object(BUCKET, KEY)
+    writer.write(b"newer")
+    writer.abort()
+    writer.abort()
+    writer.close()
+    assert writer.closed
+    with memory.get(BUCKET, KEY) as body:
+        assert body.readall() == BLOB
+
+
+def test_the_object_appears_when_the_writer_is_closed() -> None:
+    memory = MemoryTransport(BUCKET)
+    writer = client_of(memory).put_object(BUCKET, KEY)
+    writer.write(BLOB)
+    with pytest.raises(ObjectNotFoundError):
+        memory.head(BUCKET, KEY)
+    writer.close()
+    writer.close()
+    assert memory.head(BUCKET, KEY).size == 3000
+    with pytest.raises(ValueError, match="closed"):
+        writer.write(b"more")
+
+
+def test_a_failed_upload_comes_out_of_close() -> None:
+    writer = client_of(MemoryTransport()).put_object("absent", KEY)
+    with pytest.raises(BucketNotFoundError):
+        writer.close()
+    assert writer.closed
+    with pytest.raises(BucketNotFoundError), client_of(MemoryTransport()).put_object("absent", KEY):
+        pass
+
+
+def test_a_failed_upload_comes_out_of_write_and_of_close() -> None:
+    error = EndpointError("gone")
+    transport = FaultTransport(MemoryTransport(BUCKET), [Fault("upload", error=error, times=None)])
+    writer = client_of(transport).put_object(BUCKET, KEY)
+
+    def write_much() -> None:
+        for _ in range(100):
+            writer.write(bytes(MIB))
+
+    with pytest.raises(EndpointError) as caught:
+        write_much()
+    assert caught.value is error
+    with pytest.raises(EndpointError) as caught:
+        writer.close()
+    assert caught.value is error
+
+
+def test_a_writer_is_a_file_to_write(memory: MemoryTransport) -> None:
+    with client_of(memory).put_object(BUCKET, KEY) as writer:
+        assert isinstance(writer, S3Writer)
+        assert writer.writable()
+        assert not writer.readable()
+        assert (writer.bucket, writer.key, writer.tell()) == (BUCKET, KEY, 0)
+        assert writer.write(memoryview(b"12345678").cast("I")) == 8
+        assert writer.write(memoryview(b"abcd")[::1]) == 4
+    with memory.get(BUCKET, KEY) as body:
+        assert body.readall() == b"12345678abcd"
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_storage_class(
+    moto_server: MotoServer, moto_bucket: str, moto_client: S3Client, wrapped: bool
+) -> None:
+    transport: Any = moto_client.transport
+    assert isinstance(transport, BotoTransport)
+    client = S3Client(transport=RecordingTransport(transport) if wrapped else transport)
+    for name in ("STANDARD_IA", None):
+        with client.put_object(moto_bucket, f"key-{name}", storage_class=name) as writer:
+            writer.write(b"data")
+    found = moto_server.client().list_objects_v2(Bucket=moto_bucket)["Contents"]
+    classes = {entry["Key"]: entry["StorageClass"] for entry in found}
+    assert classes == {"key-STANDARD_IA": "STANDARD_IA", "key-None": "STANDARD"}
+
+
+# ---- the rest
+
+
+def test_head_copy_list_delete(memory: MemoryTransport) -> None:
+    client = client_of(memory)
+    assert client.head_object(BUCKET, KEY).size == 3000
+    client.copy_object(BUCKET, KEY, BUCKET, "folder/copy")
+    with client.get_object(BUCKET, "folder/copy") as reader:
+        assert reader.read() == BLOB
+    (page,) = client.list_objects(BUCKET, delimiter="/")
+    assert [info.key for info in page.object_info] == [KEY]
+    assert page.common_prefixes == ("folder/",)
+    pages = list(client.list_objects(BUCKET, max_keys=1))
+    assert [[info.key for info in page.object_info] for page in pages] == [["folder/copy"], [KEY]]
+    client.delete_object(BUCKET, KEY)
+    client.delete_object(BUCKET, KEY)
+    with pytest.raises(ObjectNotFoundError):
+        client.head_object(BUCKET, KEY)

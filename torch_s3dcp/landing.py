@@ -1,0 +1,404 @@
+"""Where fetched bytes land: one class for each way in which an item can arrive.
+
+* :class:`LargeTensor`: blocks of the data go straight into the tensor's own memory where
+  dtype, strides and device allow it, else through a small scratch block and ``copy_``.
+* :class:`SmallTensor`: the whole archive arrives in scratch that it shares with its
+  neighbours, and is taken apart without ``torch.load``.
+* :class:`WholeItem`: everything else (blobs, transformed items, unknown layouts) arrives
+  whole and is decoded the ordinary way.
+
+All of this runs in the one thread that may talk to the planner.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlanner, ReadItem
+
+from .archive import LayoutError, parse_header, parse_trailer, predict_data_offset
+from .exceptions import InvalidCheckpointError, SizeMismatchError
+from .items import copy_into, narrow
+from .plan import PlannedItem
+from .regions import Block, cut_region, row_major_strides
+from .spans import Piece
+
+# Archives up to this size are fetched whole: their envelope is small change.
+SMALL_ITEM = 128 * 1024
+# Scratch blocks and cuts of large tensors have this many bytes at most.
+BLOCK_SIZE = 8 * 1024 * 1024
+
+Serve = Callable[[PlannedItem[ReadItem], memoryview], None]
+
+
+class Outcome(Enum):
+    """How an item came into the state dict."""
+
+    DIRECT = "direct"
+    SCRATCH = "scratch"
+    FALLBACK = "fallback"
+
+
+class Destinations:
+    """The tensors that the planner offers, each asked for once and only when needed."""
+
+    def __init__(self, planner: LoadPlanner) -> None:
+        self._planner = planner
+        self._open: dict[int, torch.Tensor] = {}
+
+    def of(self, request: ReadItem) -> torch.Tensor:
+        """The destination of a request, detached.
+
+        Raises:
+            SizeMismatchError: It does not have the shape that the request asks for.
+        """
+        target = self._open.get(id(request))
+        if target is None:
+            target = self._open[id(request)] = self._planner.resolve_tensor(request)
+            if tuple(target.size()) != tuple(request.lengths):
+                raise SizeMismatchError(
+                    f"the stored part has shape {list(request.lengths)}, the load wants "
+                    f"{list(target.size())}; give a state dict with the shapes of the checkpoint",
+                    tensor=request.storage_index.fqn,
+                )
+        return target.detach()
+
+    def commit(self, request: ReadItem) -> None:
+        """Tell the planner that a destination is filled."""
+        self._planner.commit_tensor(request, self._open.pop(id(request)))
+
+
+class Scratch:
+    """Blocks of memory that are used again: fresh memory costs more than copying."""
+
+    def __init__(self) -> None:
+        self._spare: list[bytearray] = []
+
+    def take(self, size: int) -> memoryview:
+        """``size`` bytes of memory with any content."""
+        if size > BLOCK_SIZE:
+            return memoryview(bytearray(size))
+        return memoryview(self._spare.pop() if self._spare else bytearray(BLOCK_SIZE))[:size]
+
+    def give(self, memory: memoryview) -> None:
+        """Give back what ``take`` gave."""
+        block = memory.obj
+        if isinstance(block, bytearray) and len(block) == BLOCK_SIZE:
+            self._spare.append(block)
+
+
+class Part:
+    """One piece of an item. As it is, it lands in scratch that it may share with neighbours."""
+
+    shares_scratch = True
+
+    def __init__(self, owner: Landing, size: int) -> None:
+        self.owner = owner
+        self.size = size
+        self.missing = size
+        self.memory: memoryview | None = None
+
+    def prepare(self) -> int:
+        """Get memory of its own; return how many bytes of scratch that took."""
+        self.memory = memoryview(bytearray(self.size))
+        return self.size
+
+    @property
+    def content(self) -> memoryview:
+        """What has arrived."""
+        if self.memory is None:
+            raise RuntimeError("nothing has arrived yet")
+        return self.memory
+
+    def arrived(self) -> None:
+        """All bytes are there."""
+
+
+class BlockPart(Part):
+    """A block of a large tensor's data."""
+
+    shares_scratch = False
+
+    def __init__(self, owner: LargeTensor, block: Block, request: ReadItem) -> None:
+        super().__init__(owner, block.end - block.start)
+        self._tensor = owner
+        self._block = block
+        self._request = request
+        self._target: torch.Tensor | None = None
+        self.in_place = False
+
+    def prepare(self) -> int:
+        tensor, block = self._tensor, self._block
+        target = tensor.destinations.of(self._request)
+        for dim, (offset, length) in enumerate(zip(block.offsets, block.lengths, strict=True)):
+            target = target.narrow(dim, offset, length)
+        own = byte_view(target) if block.dense and target.dtype == tensor.dtype else None
+        if own is not None:
+            self.memory, self.in_place = own, True
+            return 0
+        self.memory, self._target = tensor.scratch.take(self.size), target
+        return self.size
+
+    def arrived(self) -> None:
+        if self._target is not None:
+            data = as_tensor(self.content, self._tensor.dtype)
+            strides = row_major_strides(self._tensor.shape)
+            self._target.copy_(data.as_strided(self._block.lengths, strides))
+            self._tensor.scratch.give(self.content)
+        self.memory = self._target = None
+
+
+class Landing(ABC):
+    """One stored item on its way into the state dict."""
+
+    def __init__(self, path: str, planned: PlannedItem[ReadItem]) -> None:
+        self.path = path
+        self.planned = planned
+        self.start = planned.stored.byte_range.start
+        self.end = planned.stored.byte_range.end
+        self.missing = 0
+
+    @property
+    def name(self) -> str:
+        """Name of the item, for messages."""
+        return self.planned.requests[0].storage_index.fqn
+
+    @abstractmethod
+    def pieces(self, max_gap: int) -> Iterator[Piece[Part]]:
+        """The bytes that the item needs, with the part that each becomes."""
+
+    @abstractmethod
+    def finish(self) -> Outcome:
+        """Check what has arrived and hand it to the planner.
+
+        Raises:
+            LayoutError: The archive is not what the metadata promised; the item must be
+                fetched whole and decoded the ordinary way.
+        """
+
+    def piece(self, start: int, end: int, part: Part) -> Piece[Part]:
+        """A piece of the object, counted as missing."""
+        self.missing += end - start
+        return Piece(start, end, part)
+
+
+class WholeItem(Landing):
+    """An item that is decoded the ordinary way."""
+
+    def __init__(self, path: str, planned: PlannedItem[ReadItem], serve: Serve) -> None:
+        super().__init__(path, planned)
+        self._serve = serve
+        self._all = Part(self, self.end - self.start)
+
+    def pieces(self, max_gap: int) -> Iterator[Piece[Part]]:
+        yield self.piece(self.start, self.end, self._all)
+
+    def finish(self) -> Outcome:
+        data = self._all.content if self._all.size else memoryview(b"")
+        self._serve(self.planned, data)
+        self._all.memory = None
+        return Outcome.FALLBACK
+
+
+class _TensorItem(Landing):
+    """A tensor whose layout inside its archive is known beforehand."""
+
+    def __init__(
+        self,
+        path: str,
+        planned: PlannedItem[ReadItem],
+        layout: TensorLayout,
+        destinations: Destinations,
+    ) -> None:
+        super().__init__(path, planned)
+        self.dtype = layout.dtype
+        self.shape = layout.shape
+        self.nbytes = layout.nbytes
+        self.data_offset = layout.data_offset
+        self.destinations = destinations
+
+    def check_header(self, header: memoryview) -> None:
+        """Compare the archive's own description with the metadata's."""
+        stored = parse_header(bytes(header))
+        known = (str(self.dtype), self.shape, True)
+        if (f"torch.{stored.dtype}", stored.shape, stored.contiguous) != known:
+            raise LayoutError(f"{self.name} is stored as {stored}")
+
+    def commit(self) -> None:
+        """All destinations are filled."""
+        for request in self.planned.requests:
+            self.destinations.commit(request)
+
+
+class SmallTensor(_TensorItem):
+    """A small tensor: its archive arrives whole."""
+
+    def __init__(
+        self,
+        path: str,
+        planned: PlannedItem[ReadItem],
+        layout: TensorLayout,
+        destinations: Destinations,
+        serve: Serve,
+    ) -> None:
+        super().__init__(path, planned, layout, destinations)
+        self._serve = serve
+        self._all = Part(self, self.end - self.start)
+
+    def pieces(self, max_gap: int) -> Iterator[Piece[Part]]:
+        yield self.piece(self.start, self.end, self._all)
+
+    def finish(self) -> Outcome:
+        archive, data_end = self._all.content, self.data_offset + self.nbytes
+        self._all.memory = None
+        try:
+            self.check_header(archive[: self.data_offset])
+            parse_trailer(bytes(archive[data_end:]), self.nbytes)
+        except LayoutError:
+            self._serve(self.planned, archive)
+            return Outcome.FALLBACK
+        stored = as_tensor(archive[self.data_offset : data_end], self.dtype).view(self.shape)
+        for request in self.planned.requests:
+            part = narrow(stored, request.storage_offsets, request.lengths)
+            copy_into(self.destinations.of(request), part)
+        self.commit()
+        return Outcome.SCRATCH
+
+
+class LargeTensor(_TensorItem):
+    """A large tensor: only the blocks that are wanted arrive, in place where possible."""
+
+    def __init__(
+        self,
+        path: str,
+        planned: PlannedItem[ReadItem],
+        layout: TensorLayout,
+        destinations: Destinations,
+        scratch: Scratch,
+    ) -> None:
+        super().__init__(path, planned, layout, destinations)
+        self.scratch = scratch
+        self._header = Part(self, self.data_offset)
+        self._trailer: Part | None = None
+        self._blocks: list[BlockPart] = []
+
+    def pieces(self, max_gap: int) -> Iterator[Piece[Part]]:
+        data = self.start + self.data_offset
+        yield self.piece(self.start, data, self._header)
+        for request in self.planned.requests:
+            for block in cut_region(
+                self.shape,
+                tuple(request.storage_offsets),
+                tuple(request.lengths),
+                self.dtype.itemsize,
+                limit=BLOCK_SIZE,
+                max_gap=max_gap,
+            ):
+                part = BlockPart(self, block, request)
+                self._blocks.append(part)
+                yield self.piece(data + block.start, data + block.end, part)
+        if any(tuple(request.lengths) == self.shape for request in self.planned.requests):
+            self._trailer = Part(self, self.end - data - self.nbytes)
+            yield self.piece(data + self.nbytes, self.end, self._trailer)
+
+    def finish(self) -> Outcome:
+        self.check_header(self._header.content)
+        if self._trailer is not None:
+            parse_trailer(bytes(self._trailer.content), self.nbytes)
+            self._trailer.memory = None
+        self._header.memory = None
+        self.commit()
+        direct = all(block.in_place for block in self._blocks)
+        self._blocks.clear()
+        return Outcome.DIRECT if direct else Outcome.SCRATCH
+
+
+class TensorLayout:
+    """What the metadata tells of a stored tensor, and where its data must lie then."""
+
+    def __init__(
+        self, dtype: torch.dtype, shape: tuple[int, ...], nbytes: int, data_offset: int
+    ) -> None:
+        self.dtype = dtype
+        self.shape = shape
+        self.nbytes = nbytes
+        self.data_offset = data_offset
+
+
+def predict_layout(
+    planned: PlannedItem[ReadItem], described: Mapping[str, Any]
+) -> TensorLayout | None:
+    """The layout of a stored item, None where it cannot be known beforehand.
+
+    Args:
+        described: The metadata's ``state_dict_metadata``.
+
+    Raises:
+        InvalidCheckpointError: A request reaches beyond the stored tensor.
+    """
+    index = planned.requests[0].storage_index
+    about = described.get(index.fqn)
+    blob = any(request.type == LoadItemType.BYTE_IO for request in planned.requests)
+    if blob or planned.stored.transforms or not isinstance(about, TensorStorageMetadata):
+        return None
+    shape = _chunk_shape(about, index)
+    if shape is None:
+        return None
+    dtype = about.properties.dtype
+    nbytes = dtype.itemsize
+    for size in shape:
+        nbytes *= size
+    offset = predict_data_offset(len(planned.stored.byte_range), nbytes)
+    if offset is None:
+        return None
+    for request in planned.requests:
+        _check_inside(request, shape)
+    return TensorLayout(dtype, shape, nbytes, offset)
+
+
+def _chunk_shape(about: TensorStorageMetadata, index: MetadataIndex) -> tuple[int, ...] | None:
+    """Shape of the stored chunk that an index names."""
+    if index.offset is None:
+        return tuple(about.size) if len(about.chunks) == 1 else None
+    if index.index is not None and 0 <= index.index < len(about.chunks):
+        hinted = about.chunks[index.index]
+        if hinted.offsets == index.offset:
+            return tuple(hinted.sizes)
+    return next((tuple(c.sizes) for c in about.chunks if c.offsets == index.offset), None)
+
+
+def _check_inside(request: ReadItem, shape: tuple[int, ...]) -> None:
+    box = zip(request.storage_offsets, request.lengths, shape, strict=False)
+    alike = len(request.storage_offsets) == len(request.lengths) == len(shape)
+    if not alike or any(not 0 <= start <= start + size <= end for start, size, end in box):
+        raise InvalidCheckpointError(
+            f"the load wants {list(request.lengths)} from {list(request.storage_offsets)} on of "
+            f"a stored tensor of shape {list(shape)}",
+            tensor=request.storage_index.fqn,
+        )
+
+
+def byte_view(tensor: torch.Tensor) -> memoryview | None:
+    """The memory of a dense CPU tensor, writable; None where there is no such thing."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.is_quantized
+    if not plain or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return None
+    if tensor.is_conj() or tensor.is_neg():
+        return None
+    size = tensor.numel() * tensor.element_size()
+    start = tensor.storage_offset() * tensor.element_size()
+    flat = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage(), start, (size,), (1,))
+    return memoryview(flat.numpy())  # type: ignore[arg-type]
+
+
+def as_tensor(data: memoryview, dtype: torch.dtype) -> torch.Tensor:
+    """A flat tensor over bytes; a copy only where they are not aligned for the dtype."""
+    flat = torch.frombuffer(data, dtype=torch.uint8)
+    if flat.data_ptr() % dtype.itemsize:
+        flat = flat.clone()
+    return flat.view(dtype)

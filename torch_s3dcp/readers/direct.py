@@ -1,0 +1,112 @@
+"""Only the bytes that are needed, many requests in flight, received where they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..exceptions import ConfigurationError, TruncatedObjectError
+from ..spans import Piece, Span, plan_spans, worthwhile_gap
+from .contract import GetStream, S3Reader, fill_from
+
+T = TypeVar("T")
+
+_MIB = 1024 * 1024
+DEFAULT_PART_SIZE = 32 * _MIB
+
+# What a request is taken to cost before anything was measured: the first byte of S3 takes
+# some tens of milliseconds, one connection brings about 100 MB/s.
+_ASSUMED_BYTES_PER_SECOND = 100e6
+_WHOLE_BELOW = _MIB
+
+
+class DirectS3Reader(S3Reader):
+    """A plain file over one object: one ranged GET for each read, no buffer.
+
+    It is what ``direct`` offers to code that reads a stream. A load does not use it: the
+    storage reader asks the strategy for spans and fills memory itself.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        key: str,
+        get_object_info: Callable[[], Any],
+        get_stream: GetStream,
+    ) -> None:
+        super().__init__(bucket, key, get_object_info, get_stream)
+        self._size: int | None = None
+
+    def measure(self) -> int:
+        if self._size is None:
+            self._size = int(self._get_object_info().size)
+        return self._size
+
+    def fill(self, position: int, target: memoryview) -> int:
+        end = min(position + len(target), self.measure())
+        if end <= position:
+            return 0
+        stream = self._get_stream(position, end)
+        try:
+            count = fill_from(stream, target[: end - position])
+        finally:
+            stream.close()
+        if count < end - position:
+            raise TruncatedObjectError(
+                "the stream ended before the end of the range",
+                bucket=self.bucket,
+                key=self.key,
+                byte_range=(position, end),
+            )
+        return count
+
+
+@dataclass(frozen=True)
+class DirectReaders:
+    """Strategy ``direct``: the default for loading checkpoints.
+
+    Small neighbouring items share a request, large ones are cut into several, and all
+    requests of a load, over all objects, are in flight together. Bytes go from the socket
+    into the tensor's memory where format, dtype and device allow it.
+
+    Args:
+        part_size: Bytes of one request at most.
+        max_gap_size: Largest gap in bytes that is read through. None: as large as what a
+            request costs, measured in the load itself.
+    """
+
+    part_size: int = DEFAULT_PART_SIZE
+    max_gap_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.part_size < _MIB:
+            raise ConfigurationError(f"part_size must be at least 1 MiB, got {self.part_size}")
+        if self.max_gap_size is not None and self.max_gap_size < 0:
+            raise ConfigurationError(f"max_gap_size must not be negative: {self.max_gap_size}")
+
+    def gap(self, seconds_per_request: float) -> int:
+        """The gap in bytes that is cheaper to read through than to ask around."""
+        if self.max_gap_size is not None:
+            return self.max_gap_size
+        return worthwhile_gap(seconds_per_request, _ASSUMED_BYTES_PER_SECOND)
+
+    def plan_spans(
+        self, pieces: Iterable[Piece[T]], seconds_per_request: float
+    ) -> tuple[Span[T], ...]:
+        """The requests that serve the pieces of one object."""
+        return plan_spans(
+            pieces,
+            max_gap=self.gap(seconds_per_request),
+            part_size=self.part_size,
+            whole_below=_WHOLE_BELOW,
+        )
+
+    def __call__(
+        self,
+        bucket: str,
+        key: str,
+        get_object_info: Callable[[], Any],
+        get_stream: GetStream,
+    ) -> S3Reader:
+        return DirectS3Reader(bucket, key, get_object_info, get_stream)
