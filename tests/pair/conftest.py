@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Iterator
+
 import pytest
 from support.dcp import Place, place_on
 
-from torch_s3dcp.testing.servers import MotoServer, SeaweedServer
+from torch_s3dcp.testing.servers import MotoServer, S3Server, SeaweedServer
 from torch_s3dcp.transports import MemoryTransport
 
 PLACES = ["memory", "moto", pytest.param("seaweed", marks=pytest.mark.server)]
+
+
+def _shared_bucket(server: S3Server) -> Iterator[str]:
+    """One bucket for all tests: making and deleting one takes longer than most tests."""
+    name = "pair-" + secrets.token_hex(6)
+    server.create_bucket(name)
+    yield name
+    server.delete_bucket(name)
+
+
+@pytest.fixture(scope="session")
+def shared_on_seaweed(seaweed: SeaweedServer) -> Iterator[str]:
+    yield from _shared_bucket(seaweed)
+
+
+@pytest.fixture(scope="session")
+def shared_on_moto(moto_server: MotoServer) -> Iterator[str]:
+    yield from _shared_bucket(moto_server)
+
+
+def _emptied(place: Place) -> Iterator[Place]:
+    yield place
+    place.transport.delete(place.bucket, place.listing())
 
 
 @pytest.fixture
@@ -18,15 +44,15 @@ def memory() -> Place:
 
 
 @pytest.fixture
-def on_seaweed(seaweed: SeaweedServer, seaweed_bucket: str) -> Place:
-    """A bucket on a real server, with the smallest parts that S3 allows."""
-    return place_on(seaweed, seaweed_bucket, part_size=5 * 1024**2)
+def on_seaweed(seaweed: SeaweedServer, shared_on_seaweed: str) -> Iterator[Place]:
+    """An empty bucket on a real server, with the smallest parts that S3 allows."""
+    yield from _emptied(place_on(seaweed, shared_on_seaweed, part_size=5 * 1024**2))
 
 
 @pytest.fixture
-def on_moto(moto_server: MotoServer, moto_bucket: str) -> Place:
-    """A bucket on moto."""
-    return place_on(moto_server, moto_bucket)
+def on_moto(moto_server: MotoServer, shared_on_moto: str) -> Iterator[Place]:
+    """An empty bucket on moto."""
+    yield from _emptied(place_on(moto_server, shared_on_moto))
 
 
 @pytest.fixture(params=PLACES)

@@ -113,9 +113,9 @@ def test_many_saves_in_threads_through_one_writer(memory: Place) -> None:
         assert_same(memory.load(blank(state(number)), f"step-{number}"), state(number))
 
 
-def test_a_writer_travels_as_its_settings(moto_bucket: str, on_moto: Place) -> None:
+def test_a_writer_travels_as_its_settings(on_moto: Place) -> None:
     config = S3ClientConfig(endpoint_url=on_moto.transport.config.endpoint_url)  # type: ignore[attr-defined]
-    place = Place(moto_bucket, BotoTransport("us-east-1", config))
+    place = Place(on_moto.bucket, BotoTransport("us-east-1", config))
     writer = place.writer("run", thread_count=3, prefix_strategy=HexPrefixStrategy(epoch_num=2))
     with quiet():
         # Clients, pools and the state of a save exist now.

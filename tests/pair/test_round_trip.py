@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,12 @@ from support.dcp import (
     tensors,
 )
 from support.transports import Tap
-from torch.distributed.checkpoint._extension import ZStandard
+from torch.distributed.checkpoint._extension import (
+    ExtensionRegistry,
+    StreamTransformExtension,
+    ZStandard,
+)
+from torch.distributed.checkpoint.api import CheckpointException
 
 from torch_s3dcp import (
     BinaryPrefixStrategy,
@@ -223,6 +229,57 @@ def test_compressed_items(place: Place, tmp_path: Path) -> None:
     with quiet():
         dcp.load(theirs, storage_reader=dcp.FileSystemReader(place.copy_down("zstd", tmp_path)))
     assert_same(theirs, state)
+
+
+class Flipping(StreamTransformExtension):
+    """Inverts all bytes: what it wrote cannot be mistaken for anything else."""
+
+    @staticmethod
+    def registry_name() -> str:
+        return "test.flipping"
+
+    @staticmethod
+    def from_descriptor(version: str) -> Flipping:
+        return Flipping()
+
+    def get_descriptor(self) -> str:
+        return "test.flipping/1"
+
+    def transform_to(self, output: Any) -> Any:
+        class Output(io.RawIOBase):
+            def writable(self) -> bool:
+                return True
+
+            def write(self, block: Any, /) -> int:
+                return output.write(bytes(byte ^ 0xFF for byte in bytes(block))) and len(block)
+
+            def close(self) -> None:
+                if not self.closed:
+                    output.close()
+                super().close()
+
+        return Output()
+
+    def transform_from(self, input: Any) -> Any:
+        return io.BytesIO(bytes(byte ^ 0xFF for byte in input.read(-1)))
+
+
+def test_two_transformations_are_undone_in_their_order(memory: Place, tmp_path: Path) -> None:
+    registry = ExtensionRegistry()
+    registry.register(Flipping)
+    state = {"x": torch.zeros(100, 100), "odd": odd_floats(), "blob": "text"}
+    for number, order in enumerate([(ZStandard(), Flipping()), (Flipping(), ZStandard())]):
+        path = f"order-{number}"
+        memory.save(state, path, _extensions=list(order))
+        loaded = memory.load(blank(state), path, _extension_registry=registry)
+        assert_same(loaded, state)
+        theirs, folder = blank(state), memory.copy_down(path, tmp_path / path)
+        with quiet():
+            reader = dcp.FileSystemReader(folder, _extension_registry=registry)
+            dcp.load(theirs, storage_reader=reader)
+        assert_same(theirs, state)
+        with pytest.raises(CheckpointException, match=r"test\.flipping"):
+            memory.load(blank(state), path)
 
 
 def test_a_checkpoint_id_moves_writer_and_reader(place: Place) -> None:

@@ -73,6 +73,8 @@ class _OnServer(TransportSuite):
 
 
 class TestMoto(_OnServer):
+    large = 6 * MIB + 1
+
     @pytest.fixture
     def transport(self, moto_server, keys_of):
         type(self).server = moto_server

@@ -39,8 +39,10 @@ KEY = "some/object"
 BLOB = bytes((7 * i + i // 256) % 256 for i in range(2000))
 ITEMS = (ItemRange(10, 400), ItemRange(400, 401), ItemRange(450, 1200), ItemRange(1500, 2000))
 
-# The tests are inherited: hypothesis sees one function called for several classes.
+# The tests are inherited: hypothesis sees one function called for several classes, and a
+# third of the profile's examples for each of them is plenty.
 _inherited = settings(
+    max_examples=max(10, settings().max_examples // 3),
     deadline=None,
     suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
 )
