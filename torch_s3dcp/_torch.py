@@ -1,4 +1,4 @@
-"""The only names taken from torch's private modules, and what else is awkward about torch.
+"""What is awkward about torch: names of its private modules that have no public home.
 
 ``_StorageInfo`` cannot be avoided: its qualified name is part of the checkpoint format.
 The extension registry is how ``transform_descriptors`` find their decoder (torch >= 2.7).

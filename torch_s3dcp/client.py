@@ -226,8 +226,8 @@ class ResumingStream(io.RawIOBase):
 class S3Writer(io.RawIOBase):
     """A write-only file that becomes an object when it is closed.
 
-    Used as a context manager: an exception inside leaves no object. Two blocks of 8 MiB
-    wait at most between the writer and the upload.
+    Used as a context manager: an exception inside leaves no object. Beside two
+    blocks of 8 MiB, the upload holds a part of about 66 MiB: nobody knows how much will come.
 
     Raises:
         S3DCPError: From ``write`` or ``close``, when the upload failed.

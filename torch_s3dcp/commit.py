@@ -2,25 +2,62 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.storage import WriteResult
 
 from .checkpoint_metadata import METADATA_NAME, data_paths, dump_metadata, load_metadata
 from .exceptions import (
+    AccessDeniedError,
+    BucketNotFoundError,
     CommitConflictError,
     CommitUnknownError,
+    CredentialsError,
     ObjectNotFoundError,
     PreconditionFailedError,
     S3DCPError,
     StorageError,
+    WrongRegionError,
 )
 from .transports import Transport
 from .uri import S3URI
 
+_log = logging.getLogger(__name__)
+
 # Stored with the metadata object, so that a commit can recognise itself.
 COMMIT_ID = "torch-s3dcp-commit"
+
+
+# Tries of the commit itself, each with all the retries of the transport.
+_ATTEMPTS = 3
+
+# Answers that say for certain that nothing was stored.
+_REFUSALS = (
+    AccessDeniedError,
+    BucketNotFoundError,
+    CredentialsError,
+    PreconditionFailedError,
+    WrongRegionError,
+)
+
+
+class _Found(Enum):
+    """Whose metadata is there."""
+
+    OURS = "ours"
+    BEFORE = "what was there when the save began"
+    ANOTHER = "somebody else's"
+    UNKNOWN = "unknown"
+
+
+def _refused(error: StorageError) -> bool:
+    """Whether the server certainly did nothing, not even for an earlier try of the request."""
+    return isinstance(error, _REFUSALS) and (error.attempts or 1) == 1
 
 
 @dataclass(frozen=True)
@@ -43,8 +80,9 @@ class Commit:
 
         Raises:
             CommitConflictError: The metadata is no longer what it was when the save began.
-            CommitUnknownError: It cannot be found out whether the commit landed.
-            StorageError: It did not land.
+            CommitUnknownError: It may or may not have landed, or may land yet; nothing is
+                removed then.
+            StorageError: The server refused it; what this save uploaded is removed.
         """
         new = data_paths(metadata)
         try:
@@ -53,9 +91,16 @@ class Commit:
         except CommitUnknownError:
             raise
         except S3DCPError:
-            self._remove(new)
+            for failure in self._remove(new):
+                _log.error("objects of a failed save stay behind at %s: %s", self.base, failure)
             raise
         return unreadable + self._remove(obsolete - new)
+
+    def give_up(self, results: Iterable[Iterable[WriteResult]]) -> None:
+        """Remove what the save uploaded; there will be no commit."""
+        written = frozenset(r.storage_data.relative_path for of_rank in results for r in of_rank)
+        for failure in self._remove(written):
+            _log.error("objects of a failed save stay behind at %s: %s", self.base, failure)
 
     def _owned_before(self) -> tuple[frozenset[str], list[str]]:
         """Data paths of the checkpoint that will be replaced."""
@@ -72,47 +117,60 @@ class Commit:
         return frozenset(path for path in owned if not path.endswith(METADATA_NAME)), []
 
     def _put(self, data: bytes) -> None:
-        uri, mark = self.base.join(self.name), uuid.uuid4().hex
-        try:
-            self.transport.put(
-                uri.bucket,
-                uri.key,
-                data,
-                if_match=self.replaces,
-                if_none_match=self.replaces is None,
-                metadata={COMMIT_ID: mark},
-            )
-        except StorageError as error:
-            # The request may have landed although its answer was lost; a retry of the client
-            # library then fails against what this very commit wrote.
-            if not self._landed(mark, error):
-                self._raise_failure(error)
+        """Put the metadata until the server's answer leaves no doubt."""
+        uri, mark, doubt = self.base.join(self.name), uuid.uuid4().hex, False
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                self.transport.put(
+                    uri.bucket,
+                    uri.key,
+                    data,
+                    if_match=self.replaces,
+                    if_none_match=self.replaces is None,
+                    metadata={COMMIT_ID: mark},
+                )
+                return
+            except StorageError as error:
+                # A request may land although its answer was lost, even long afterwards; a
+                # second one then meets what the first one wrote.
+                found = self._found(mark)
+                if found is _Found.OURS:
+                    return
+                doubt = doubt or not _refused(error)
+                refused = isinstance(error, PreconditionFailedError)
+                if refused and found is _Found.ANOTHER:
+                    raise self._conflict() from error
+                if not doubt and not refused:
+                    raise
+                if attempt == _ATTEMPTS or found is _Found.UNKNOWN or refused:
+                    raise CommitUnknownError(
+                        f"it is not known whether the commit landed: {error}; load the "
+                        "checkpoint to find out, nothing was removed",
+                        bucket=uri.bucket,
+                        key=uri.key,
+                    ) from error
 
-    def _landed(self, mark: str, error: StorageError) -> bool:
+    def _found(self, mark: str) -> _Found:
+        """What is committed now."""
         uri = self.base.join(self.name)
         try:
             found = self.transport.head(uri.bucket, uri.key)
         except ObjectNotFoundError:
-            return False
-        except StorageError as again:
-            raise CommitUnknownError(
-                f"it is not known whether the commit landed: {error}; asking failed too: {again}; "
-                "load the checkpoint to find out, nothing was removed",
-                bucket=uri.bucket,
-                key=uri.key,
-            ) from error
-        return found.metadata.get(COMMIT_ID) == mark
+            return _Found.BEFORE if self.replaces is None else _Found.ANOTHER
+        except StorageError:
+            return _Found.UNKNOWN
+        if found.metadata.get(COMMIT_ID) == mark:
+            return _Found.OURS
+        return _Found.BEFORE if found.etag == self.replaces else _Found.ANOTHER
 
-    def _raise_failure(self, error: StorageError) -> None:
+    def _conflict(self) -> CommitConflictError:
         uri = self.base.join(self.name)
-        if isinstance(error, PreconditionFailedError):
-            raise CommitConflictError(
-                "another save committed here since this one began; its checkpoint is untouched, "
-                "this one was given up",
-                bucket=uri.bucket,
-                key=uri.key,
-            ) from error
-        raise error
+        return CommitConflictError(
+            "another save committed here since this one began; its checkpoint is untouched, "
+            "this one was given up",
+            bucket=uri.bucket,
+            key=uri.key,
+        )
 
     def _remove(self, paths: frozenset[str]) -> list[str]:
         keys = sorted(self.base.join(path).key for path in paths)

@@ -1,4 +1,4 @@
-"""Every error that the package raises.
+"""The errors of the package. A wrong type of argument raises a plain TypeError.
 
 ::
 

@@ -7,7 +7,8 @@ rest, passed through the extensions, exactly as torch's ``FileSystemWriter`` lay
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import torch
@@ -52,7 +53,7 @@ def serialize_tensor(
 
     Args:
         tensor: On the CPU, as :func:`to_stored_form` gives it.
-        extensions: Transformations to apply, innermost last, as torch does.
+        extensions: Transformations to apply, the last one first, as torch does.
     """
     sink = SegmentSink(_stable_memory(tensor) if not extensions else None)
     output = _transformed(sink, extensions)
@@ -75,8 +76,12 @@ def serialize_bytes(
 
 
 def descriptors_of(extensions: Sequence[StreamTransformExtension]) -> list[str] | None:
-    """What the metadata says about transformations; None where there are none."""
-    return [extension.get_descriptor() for extension in reversed(extensions)] or None
+    """What the metadata says about transformations; None where there are none.
+
+    In the order in which readers, torch's among them, undo them. torch's writer (2.7 to 2.13)
+    notes the reverse, so that of its own checkpoints nothing reads more than one extension.
+    """
+    return [extension.get_descriptor() for extension in extensions] or None
 
 
 def open_item(
@@ -107,19 +112,35 @@ def load_tensor(item: IO[bytes]) -> torch.Tensor:
     Raises:
         InvalidCheckpointError: The bytes are not a stored tensor.
     """
-    try:
+    with _decoding("tensor"):
         seekable = item if item.seekable() else io.BytesIO(item.read(-1))
         value = torch.load(seekable, map_location="cpu", weights_only=True)
-    except (S3DCPError, OSError):
-        raise
-    except Exception as error:
-        # Damaged bytes may raise nearly anything, from torch or from an extension.
-        raise InvalidCheckpointError(
-            f"the stored tensor cannot be decoded: {type(error).__name__}: {error}"
-        ) from error
     if not isinstance(value, torch.Tensor):
         raise InvalidCheckpointError(f"the item holds a {type(value).__name__}, not a tensor")
     return value
+
+
+def read_blob(item: IO[bytes]) -> bytes:
+    """All bytes of an item that is not a tensor.
+
+    Raises:
+        InvalidCheckpointError: An extension cannot decode them.
+    """
+    with _decoding("item"):
+        return item.read(-1)
+
+
+@contextmanager
+def _decoding(what: str) -> Iterator[None]:
+    """Damaged bytes may raise nearly anything, from torch or from an extension."""
+    try:
+        yield
+    except (S3DCPError, OSError):
+        raise
+    except Exception as error:
+        raise InvalidCheckpointError(
+            f"the stored {what} cannot be decoded: {type(error).__name__}: {error}"
+        ) from error
 
 
 def narrow(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:

@@ -28,7 +28,7 @@ from .exceptions import (
     S3DCPError,
     StorageError,
 )
-from .items import copy_into, load_tensor, narrow, open_item
+from .items import copy_into, load_tensor, narrow, open_item, read_blob
 from .plan import FilePlan, PlannedItem, StoredItem, plan_files
 from .readers.contract import ItemRangeAware, ReaderConstructor
 from .registry import resolve_reader
@@ -281,7 +281,7 @@ class S3StorageReader(StorageReader):
         tensors = [r for r in planned.requests if r.type != LoadItemType.BYTE_IO]
         item = open_item(view, planned.stored.transforms, self._extensions)
         if blobs:
-            data = item.read(-1)
+            data = read_blob(item)
             for request in blobs:
                 planner.load_bytes(request, io.BytesIO(data))
             item = io.BytesIO(data)

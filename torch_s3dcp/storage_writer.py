@@ -95,7 +95,7 @@ class S3StorageWriter(StorageWriter):
         serialization_format: SerializationFormat = SerializationFormat.TORCH_SAVE,
     ) -> None:
         super().__init__()
-        if not isinstance(thread_count, int) or thread_count < 1:
+        if isinstance(thread_count, bool) or not isinstance(thread_count, int) or thread_count < 1:
             raise ConfigurationError(f"thread_count must be at least 1, got {thread_count!r}")
         if serialization_format is not SerializationFormat.TORCH_SAVE:
             raise ConfigurationError(
@@ -152,9 +152,9 @@ class S3StorageWriter(StorageWriter):
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begin a new save, to another place if one is given."""
-        if checkpoint_id:
-            self._uri = parse_uri(checkpoint_id)
-        self._here.run = _Run(self._uri)
+        uri = parse_uri(checkpoint_id) if checkpoint_id else self._uri
+        self._here.run = _Run(uri)
+        self._uri = uri
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -233,6 +233,11 @@ class S3StorageWriter(StorageWriter):
         else:
             buckets = tuple((item,) for item in items)
         prefix = self.prefix_strategy(self._run.rank)
+        if prefix.startswith("/") or ".." in prefix.split("/"):
+            raise ConfigurationError(
+                f"the prefix strategy leads out of the checkpoint: {prefix!r}; it must give a "
+                "relative prefix without '..'"
+            )
         token = uuid.uuid4().hex[:16]
         return [
             FileUpload(
@@ -257,6 +262,7 @@ class S3StorageWriter(StorageWriter):
         storage_data: dict[Any, Any] = {}
         for result in (result for of_rank in results for result in of_rank):
             if result.index in storage_data:
+                run.commit.give_up(results)
                 raise InvalidCheckpointError(
                     "two ranks wrote the same item", tensor=result.index.fqn
                 )

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 
 from ._torch import StorageInfo, StreamTransformExtension
-from .exceptions import S3DCPError
+from .exceptions import BucketNotFoundError, S3DCPError
 from .items import descriptors_of, serialize_bytes, serialize_tensor, to_stored_form
 from .segments import SegmentStream
 from .transports import Transport
@@ -123,5 +123,7 @@ def _blocks(
 def _remove(transport: Transport, base: S3URI, paths: Sequence[str]) -> None:
     try:
         transport.delete(base.bucket, [base.join(path).key for path in paths])
+    except BucketNotFoundError:
+        _log.debug("no bucket, so nothing stays behind at %s", base)
     except S3DCPError as error:
         _log.error("objects of a failed save stay behind at %s: %s", base, error)

@@ -19,20 +19,24 @@ from torch_s3dcp.exceptions import (
     CheckpointExistsError,
     CommitConflictError,
     CommitUnknownError,
+    CredentialsError,
     EndpointError,
     PreconditionFailedError,
     StorageError,
     ThrottledError,
 )
+from torch_s3dcp.transports import Transport
 
 V1 = {"w": randn(100, seed=1), "b": randn(10, seed=2), "n": 1}
 V2 = {"w": randn(100, seed=3), "b": randn(10, seed=4), "n": 2}
-COMMIT_FAULTS = [
+AMBIGUOUS = [
     EndpointError("the answer was lost"),
     ThrottledError("slow down"),
-    PreconditionFailedError("a retry met its own first try"),
     StorageError("the server refused: InternalError"),
+    AccessDeniedError("after a try whose answer was lost", attempts=2),
 ]
+REFUSALS = [AccessDeniedError("may not write"), CredentialsError("unknown key")]
+COMMIT_FAULTS = [*AMBIGUOUS, PreconditionFailedError("a retry met its own first try")]
 
 
 def committed(place: Place, path: str = "run") -> bool:
@@ -189,21 +193,61 @@ def test_a_lost_answer_to_the_commit_is_a_success(
     assert len(place.listing()) == 3
 
 
-@pytest.mark.parametrize("fault", COMMIT_FAULTS, ids=lambda fault: type(fault).__name__)
+@pytest.mark.parametrize("fault", REFUSALS, ids=lambda fault: type(fault).__name__)
 @pytest.mark.parametrize("exists", [False, True], ids=["new", "overwrite"])
-def test_a_commit_that_did_not_land_leaves_nothing(
-    memory: Place, exists: bool, fault: StorageError
-) -> None:
+def test_a_refused_commit_leaves_nothing(memory: Place, exists: bool, fault: StorageError) -> None:
     if exists:
         memory.save(V1, "run")
     before = memory.listing()
     tap = Tap(memory.transport, before=raise_on("put", ".metadata", fault))
     error = sole_error(lambda: memory.over(tap).save(V2, "run", thread_count=2))
-    expected = CommitConflictError if isinstance(fault, PreconditionFailedError) else type(fault)
-    assert type(error) is expected
+    assert type(error) is type(fault)
     assert memory.listing() == before
     if exists:
         assert_same(memory.load(blank(V1), "run"), V1)
+
+
+class Limbo(Tap):
+    """Answers every PUT with an error and keeps it: the server may carry it out later."""
+
+    def __init__(self, inner: Transport, fault: StorageError) -> None:
+        super().__init__(inner)
+        self.fault = fault
+        self.held: list[Callable[[], Any]] = []
+
+    def put(self, *args: Any, **options: Any) -> Any:
+        self.held.append(lambda: self.inner.put(*args, **options))
+        raise self.fault
+
+
+@pytest.mark.parametrize("fault", AMBIGUOUS, ids=lambda fault: type(fault).__name__)
+@pytest.mark.parametrize("exists", [False, True], ids=["new", "overwrite"])
+def test_a_commit_that_may_land_yet_keeps_its_data(
+    memory: Place, exists: bool, fault: StorageError
+) -> None:
+    if exists:
+        memory.save(V1, "run")
+    limbo = Limbo(memory.transport, fault)
+    error = sole_error(lambda: memory.over(limbo).save(V2, "run", thread_count=2))
+    assert type(error) is CommitUnknownError
+    assert "nothing was removed" in str(error)
+    assert committed(memory) == exists
+    if exists:
+        assert_same(memory.load(blank(V1), "run"), V1)
+    limbo.held[0]()
+    assert_same(memory.load(blank(V2), "run"), V2)
+
+
+@pytest.mark.parametrize("fault", AMBIGUOUS, ids=lambda fault: type(fault).__name__)
+def test_a_commit_is_tried_again_while_in_doubt(memory: Place, fault: StorageError) -> None:
+    faults = [fault]
+
+    def once(call: Call) -> None:
+        if call.operation == "put" and faults:
+            raise faults.pop()
+
+    memory.over(Tap(memory.transport, before=once)).save(V1, "run")
+    assert_same(memory.load(blank(V1), "run"), V1)
 
 
 @pytest.mark.parametrize("landed", [False, True])
