@@ -19,7 +19,6 @@ from .client import S3Client
 from .config import S3ClientConfig
 from .direct_load import DirectLoad, FillsMemory
 from .exceptions import (
-    AccessDeniedError,
     CheckpointError,
     CheckpointIncompleteError,
     CheckpointNotFoundError,
@@ -131,13 +130,14 @@ class S3StorageReader(StorageReader):
             raise
 
     def _read_rank_metadata(self, rank: int) -> Metadata:
-        # Who may not list a bucket is told "denied" about objects that do not exist.
-        absent = (CheckpointNotFoundError, CheckpointIncompleteError, AccessDeniedError)
+        # "Denied" is not absence: what a rank once wrote alone may be older than what it may
+        # not read now.
+        absent = (CheckpointNotFoundError, CheckpointIncompleteError)
         if self._failure is not None and not isinstance(self._failure, absent):
             return _UnreadableMetadata(self._failure)
         try:
             return self._fetch_metadata(rank)
-        except (ObjectNotFoundError, AccessDeniedError):
+        except ObjectNotFoundError:
             return _UnreadableMetadata(self._failure or self._explain_absence())
         except S3DCPError as error:
             return _UnreadableMetadata(error)

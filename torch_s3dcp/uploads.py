@@ -64,7 +64,7 @@ def upload_files(
             raise
 
     try:
-        _in_parallel(upload, files, thread_count)
+        _in_parallel(upload, files, thread_count, stop)
     except BaseException:
         _remove(transport, base, [file.path for file in files])
         raise
@@ -72,7 +72,10 @@ def upload_files(
 
 
 def _in_parallel(
-    upload: Callable[[FileUpload], None], files: Sequence[FileUpload], thread_count: int
+    upload: Callable[[FileUpload], None],
+    files: Sequence[FileUpload],
+    thread_count: int,
+    stop: threading.Event,
 ) -> None:
     if len(files) <= 1:
         for file in files:
@@ -80,7 +83,11 @@ def _in_parallel(
         return
     with ThreadPoolExecutor(min(thread_count, len(files)), "s3dcp-save") as pool:
         futures = [pool.submit(upload, file) for file in files]
-        wait(futures, return_when=FIRST_EXCEPTION)
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        except BaseException:
+            stop.set()  # interrupted: the others end at their next item
+            raise
         for future in futures:
             future.cancel()
     errors = [f.exception() for f in futures if not f.cancelled()]

@@ -25,6 +25,7 @@ from torch_s3dcp.exceptions import (
     CheckpointExistsError,
     CheckpointNotFoundError,
     CommitConflictError,
+    CommitUnknownError,
     EndpointError,
     S3DCPError,
     StorageError,
@@ -158,7 +159,8 @@ def results(request: pytest.FixtureRequest, seaweed: SeaweedServer, bucket: str)
         **uploads,
         "coordinator": (fail_one_upload, place, f"{top}/old", 2, 0),
         "parts": (fail_amid_parts, place, f"{top}/old"),
-        "commit": (fail_commit, place, f"{top}/commit", EndpointError("broken")),
+        "commit": (fail_commit, place, f"{top}/commit", AccessDeniedError("may not")),
+        "in doubt": (fail_commit, place, f"{top}/doubt", EndpointError("broken")),
         "exists": (refuse_overwrite, place, f"{top}/old"),
         "load data": (fail_load, place, f"{top}/old", ".distcp"),
         "load metadata": (fail_load, place, f"{top}/old", ".metadata"),
@@ -208,9 +210,17 @@ def test_a_planner_that_fails_amid_a_multipart_upload(results: Results) -> None:
 
 def test_a_commit_that_fails(results: Results, seaweed: SeaweedServer, bucket: str) -> None:
     (failed,) = errors_of(results["commit"]).items()
-    assert (failed[0], type(failed[1])) == (0, EndpointError)
+    assert (failed[0], type(failed[1])) == (0, AccessDeniedError)
     top = results["top"][0].get()
     assert place_on(seaweed, bucket).listing(f"{top}/commit/") == [], "of no rank anything stays"
+
+
+def test_a_commit_in_doubt(results: Results, seaweed: SeaweedServer, bucket: str) -> None:
+    (failed,) = errors_of(results["in doubt"]).items()
+    assert (failed[0], type(failed[1])) == (0, CommitUnknownError)
+    top = results["top"][0].get()
+    for rank in range(len(results["in doubt"])):
+        assert place_on(seaweed, bucket).listing(f"{top}/doubt/__{rank}_"), "it may land yet"
 
 
 def test_an_overwrite_that_is_refused(results: Results) -> None:
