@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -325,6 +327,19 @@ def test_the_object_appears_when_the_writer_is_closed() -> None:
     assert memory.head(BUCKET, KEY).size == 3000
     with pytest.raises(ValueError, match="closed"):
         writer.write(b"more")
+
+
+def test_a_writer_left_open_stores_nothing_and_holds_no_interpreter_up(
+    moto_bucket: str, moto_client: S3Client
+) -> None:
+    program = (
+        "from torch_s3dcp import *; import sys; c = S3ClientConfig(force_path_style=True);"
+        "w = S3Client('us-east-1', s3client_config=c).put_object(sys.argv[1], 'key');"
+        "w.write(b'data')"
+    )
+    subprocess.run([sys.executable, "-c", program, moto_bucket], check=True, timeout=60)
+    with pytest.raises(ObjectNotFoundError):
+        moto_client.head_object(moto_bucket, KEY)
 
 
 def test_a_failed_upload_comes_out_of_close() -> None:

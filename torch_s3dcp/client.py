@@ -126,10 +126,13 @@ class PinnedObject:
         self._key = key
         self._info = info
         self._attempts = attempts
+        self._lock = threading.Lock()
 
     def info(self) -> ObjectInfo:
         if self._info is None:
-            self._info = self._transport.head(self._bucket, self._key)
+            found = self._transport.head(self._bucket, self._key)
+            with self._lock:
+                self._info = self._info or found
         return self._info
 
     def stream(self, start: int | None = None, end: int | None = None) -> ResumingStream:
@@ -138,10 +141,9 @@ class PinnedObject:
     def _open(self, start: int, end: int | None) -> ObjectBody:
         etag = self._info.etag if self._info else None
         body = self._transport.get(self._bucket, self._key, start, end, if_match=etag)
-        known = self._info
-        if known is None:
-            self._info = body.info
-        elif not _same_version(known, body.info):
+        with self._lock:
+            known = self._info = self._info or body.info
+        if not _same_version(known, body.info):
             # Not every server knows If-Match, and a first answer may come while waiting.
             body.close()
             raise ObjectChangedError(

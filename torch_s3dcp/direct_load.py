@@ -34,6 +34,7 @@ from .plan import FilePlan, PlannedItem
 from .readers.contract import ObjectStream
 from .spans import Piece, Span
 from .stats import LoadStats
+from .uri import S3URI
 
 
 @runtime_checkable
@@ -64,6 +65,7 @@ class DirectLoad:
         serve: Decodes an item the ordinary way, from all of its bytes.
         planner: Gives and takes the tensors.
         described: What the metadata says of each name: ``state_dict_metadata``.
+        base: Address of the checkpoint, for messages.
         concurrency: Requests in flight at most.
         memory_budget: Bytes of scratch at most, unless a single request needs more.
         seconds_per_request: What a request costs, as far as it is known.
@@ -76,6 +78,7 @@ class DirectLoad:
         serve: Serve,
         planner: LoadPlanner,
         described: Mapping[str, Any],
+        base: S3URI,
         *,
         concurrency: int,
         memory_budget: int,
@@ -85,6 +88,7 @@ class DirectLoad:
         self._open_range = open_range
         self._serve = serve
         self._described = described
+        self._base = base
         self._concurrency = concurrency
         self._budget = memory_budget
         self._seconds_per_request = seconds_per_request
@@ -185,7 +189,6 @@ class DirectLoad:
         for cut in fetched.fetch.tag.cuts:
             part = cut.piece.owner
             item = part.owner
-            where = {"byte_range": (item.start, item.end), "tensor": item.name}
             try:
                 if fetched.error is not None:
                     raise fetched.error
@@ -198,7 +201,12 @@ class DirectLoad:
             except LayoutError:
                 self._again.append(item)
             except S3DCPError as error:
-                raise error.locate(**where) from error
+                raise error.locate(
+                    bucket=self._base.bucket,
+                    key=self._base.join(item.path).key,
+                    byte_range=(item.start, item.end),
+                    tensor=item.name,
+                ) from error
 
 
 class _Places:

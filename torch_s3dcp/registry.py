@@ -22,6 +22,7 @@ ENTRY_POINT_GROUP = "torch_s3dcp.readers"
 # One line for each strategy that ships with the package. Each is "module:constructor".
 _BUILT_IN = {
     "dcp_optimized": "torch_s3dcp.readers.dcp_optimized:DCPOptimizedReaders()",
+    "direct": "torch_s3dcp.readers.direct:DirectReaders()",
     "range_based": "torch_s3dcp.readers.range_based:RangedS3Reader",
     "sequential": "torch_s3dcp.readers.sequential:SequentialS3Reader",
 }

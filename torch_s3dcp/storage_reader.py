@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from typing import IO, Any, cast
@@ -32,10 +34,13 @@ from .plan import FilePlan, PlannedItem, StoredItem, plan_files
 from .readers.contract import ItemRangeAware, ReaderConstructor
 from .registry import resolve_reader
 from .segments import RangeView
-from .transports import Transport
+from .stats import LoadStats
+from .transports import Prepares, Transport
 from .uri import S3URI, is_uri, order_location, parse_uri
 
-DEFAULT_READER = "dcp_optimized"
+_log = logging.getLogger(__name__)
+
+DEFAULT_READER = "direct"
 
 
 class S3StorageReader(StorageReader):
@@ -47,7 +52,7 @@ class S3StorageReader(StorageReader):
         region: Region of the bucket; None: as boto3 finds it.
         s3client_config: Settings of the connection.
         reader_constructor: How objects are read: a registered name or a constructor from
-            ``S3ReaderConstructor``. Default: ``"dcp_optimized"``.
+            ``S3ReaderConstructor``. Default: ``"direct"``.
         transport: Does the requests; by default boto3 with the settings above.
         _extension_registry: Extensions that decode items, as in torch's reader.
 
@@ -79,6 +84,10 @@ class S3StorageReader(StorageReader):
         self._extensions = _extension_registry or ExtensionRegistry()
         self.load_id = str(uuid.uuid4())
         self.storage_data: dict[Any, Any] = {}
+        #: What the last load did, for strategies that fill memory (``direct``); else None.
+        self.stats: LoadStats | None = None
+        self._described: dict[str, Any] = {}
+        self._seconds_per_request = 0.0
         self._failure: S3DCPError | None = None
 
     @property
@@ -97,6 +106,7 @@ class S3StorageReader(StorageReader):
             self._uri = parse_uri(checkpoint_id)
         self.load_id = str(uuid.uuid4())
         self.storage_data = {}
+        self.stats = None
         self._failure = None
 
     @classmethod
@@ -144,8 +154,13 @@ class S3StorageReader(StorageReader):
 
     def _fetch_metadata(self, rank: int | None) -> Metadata:
         uri = self._uri.join(metadata_name(rank))
-        with self._client.get_object(uri.bucket, uri.key, reader_constructor="sequential") as file:
-            data = file.read()
+        if isinstance(self._client.transport, Prepares):
+            self._client.transport.prepare()
+        begin = time.perf_counter()
+        with self._client.pin(uri.bucket, uri.key).stream() as stream:
+            # What this first request took tells what others will cost.
+            self._seconds_per_request = time.perf_counter() - begin
+            data = stream.readall()
         try:
             metadata = load_metadata(data)
         except InvalidCheckpointError as error:
@@ -233,11 +248,13 @@ class S3StorageReader(StorageReader):
             serve,
             planner,
             self._described,
+            self._uri,
             concurrency=config.max_concurrency,
             memory_budget=config.memory_budget,
-            seconds_per_request=0.001,
+            seconds_per_request=self._seconds_per_request,
         )
-        self.tally = load.run(files)
+        self.stats = load.run(files)
+        _log.info("loaded from %s: %s", self._uri, self.stats)
 
     def _wanted(self, plan: LoadPlan) -> Iterator[tuple[StoredItem, ReadItem]]:
         for request in plan.items:

@@ -62,7 +62,8 @@ class TestPlugIn(ReaderSuite):
     constructor: ClassVar[Any] = None
 
     @pytest.fixture(autouse=True, scope="class")
-    def _import_plug_in(self) -> None:
+    @classmethod
+    def _import_plug_in(cls) -> None:
         """The plug-in is not installed here: only its folder is needed."""
         folder = Path(__file__).parents[1] / "plugins" / "goodreader"
         sys.path.insert(0, str(folder))
@@ -70,7 +71,7 @@ class TestPlugIn(ReaderSuite):
             from goodreader import GoodReader
         finally:
             sys.path.remove(str(folder))
-        type(self).constructor = GoodReader
+        cls.constructor = GoodReader
 
 
 class _Zeros(SequentialS3Reader):

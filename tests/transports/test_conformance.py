@@ -6,12 +6,13 @@ import dataclasses
 import io
 import secrets
 from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import pytest
 
-from torch_s3dcp import S3Client, S3ClientConfig
+from torch_s3dcp import S3Client, S3ClientConfig, S3ReaderConstructor
 from torch_s3dcp.exceptions import ObjectChangedError
-from torch_s3dcp.testing.servers import RcloneServer, S3Server
+from torch_s3dcp.testing.servers import S3Server
 from torch_s3dcp.testing.transport_suite import (
     BLOB,
     MIB,
@@ -41,10 +42,6 @@ def keys_of(monkeypatch: pytest.MonkeyPatch):
     return use
 
 
-def count_uploads(server: S3Server, bucket: str) -> int:
-    return len(server.client().list_multipart_uploads(Bucket=bucket).get("Uploads", []))
-
-
 class TestMemory(TransportSuite):
     picklable = False
 
@@ -66,23 +63,38 @@ class TestRecordingMemory(TestMemory):
 
 
 class _OnServer(TransportSuite):
-    server: S3Server
+    """The tests of a class share a bucket and a client: making either costs up to seconds."""
+
+    server_fixture: ClassVar[str]
+    client: Any = None
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def class_bucket(cls, request: pytest.FixtureRequest) -> Iterator[str]:
+        server = request.getfixturevalue(cls.server_fixture)
+        name = "test-" + secrets.token_hex(8)
+        server.create_bucket(name)
+        cls.client = server.client()
+        yield name
+        server.delete_bucket(name)
+
+    @pytest.fixture
+    def bucket(self, class_bucket: str) -> Iterator[str]:
+        yield class_bucket
+        for entry in self.client.list_objects_v2(Bucket=class_bucket).get("Contents", []):
+            self.client.delete_object(Bucket=class_bucket, Key=entry["Key"])
+
+    @pytest.fixture
+    def transport(self, request: pytest.FixtureRequest, keys_of) -> Any:
+        return BotoTransport("us-east-1", keys_of(request.getfixturevalue(self.server_fixture)))
 
     def open_uploads(self, bucket: str) -> int:
-        return count_uploads(self.server, bucket)
+        return len(self.client.list_multipart_uploads(Bucket=bucket).get("Uploads", []))
 
 
 class TestMoto(_OnServer):
+    server_fixture = "moto_server"
     large = 6 * MIB + 1
-
-    @pytest.fixture
-    def transport(self, moto_server, keys_of):
-        type(self).server = moto_server
-        return BotoTransport("us-east-1", keys_of(moto_server))
-
-    @pytest.fixture
-    def bucket(self, moto_bucket: str) -> str:
-        return moto_bucket
 
 
 class TestRecordingMoto(TestMoto):
@@ -90,69 +102,44 @@ class TestRecordingMoto(TestMoto):
 
     @pytest.fixture
     def transport(self, moto_server, keys_of):
-        type(self).server = moto_server
         return RecordingTransport(BotoTransport("us-east-1", keys_of(moto_server)))
 
 
 @pytest.mark.server
 class TestSeaweed(_OnServer):
+    server_fixture = "seaweed"
     creates_buckets = True
-    # It takes a slash at the end for a folder.
-    keys = tuple(key for key in TransportSuite.keys if not key.endswith("/"))
-
-    @pytest.fixture
-    def transport(self, seaweed, keys_of):
-        type(self).server = seaweed
-        return BotoTransport("us-east-1", keys_of(seaweed))
-
-    @pytest.fixture(scope="class")
-    def class_bucket(self, seaweed) -> Iterator[str]:
-        """A new bucket takes SeaweedFS seconds: the tests share one."""
-        name = "test-" + secrets.token_hex(8)
-        seaweed.create_bucket(name)
-        yield name
-        seaweed.delete_bucket(name)
-
-    @pytest.fixture
-    def bucket(self, seaweed, class_bucket: str) -> Iterator[str]:
-        yield class_bucket
-        client = seaweed.client()
-        for entry in client.list_objects_v2(Bucket=class_bucket).get("Contents", []):
-            client.delete_object(Bucket=class_bucket, Key=entry["Key"])
+    # It takes a slash at the end for a folder, and lists two slashes as one.
+    keys = tuple(key for key in TransportSuite.keys if key not in ("a/", "a//b"))
 
 
 @pytest.mark.server
-class TestRclone(TransportSuite):
+class TestRclone(_OnServer):
     """The degraded server: works, or fails cleanly."""
 
+    server_fixture = "rclone_server"
     conditions = False
     keeps_metadata = False
     keys = ORDINARY_KEYS
 
-    @pytest.fixture
-    def transport(self, rclone_server, keys_of):
-        return BotoTransport("us-east-1", keys_of(rclone_server))
-
-    @pytest.fixture
-    def bucket(self, rclone_server: RcloneServer) -> Iterator[str]:
-        name = "test-" + secrets.token_hex(8)
-        rclone_server.create_bucket(name)
-        yield name
-        rclone_server.delete_bucket(name)
+    def open_uploads(self, bucket: str) -> int:
+        try:
+            return super().open_uploads(bucket)
+        except self.client.exceptions.NoSuchUpload:
+            return 0  # its answer where there are none
 
     def test_a_replaced_object_is_never_mixed(self, transport: BotoTransport, bucket: str) -> None:
         """It ignores If-Match: the answer's ETag must be compared."""
         transport.put(bucket, "object", BLOB)
+        constructor = S3ReaderConstructor.range_based(100)
         with S3Client(transport=transport).get_object(
-            bucket, "object", reader_constructor="range_based"
+            bucket, "object", reader_constructor=constructor
         ) as reader:
             assert reader.read(10) == BLOB[:10]
             transport.put(bucket, "object", BLOB[::-1])
             reader.seek(0)
-            try:
-                assert reader.read(5000) == BLOB
-            except ObjectChangedError:
-                return
+            with pytest.raises(ObjectChangedError):
+                reader.read(5000)
 
 
 def test_unknown_sizes_do_not_hold_one_another_up(moto_server, moto_bucket, keys_of) -> None:

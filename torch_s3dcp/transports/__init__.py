@@ -5,7 +5,7 @@ decided above it.
 """
 
 from .boto import BotoTransport
-from .contract import ListPage, ObjectBody, ObjectInfo, Transport
+from .contract import ListPage, ObjectBody, ObjectInfo, Prepares, Transport
 from .memory import MemoryTransport
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "MemoryTransport",
     "ObjectBody",
     "ObjectInfo",
+    "Prepares",
     "Transport",
 ]

@@ -60,6 +60,10 @@ class BotoTransport:
         """The boto3 client behind this transport."""
         return client_for(self.region, self.config, self.agent)
 
+    def prepare(self) -> None:
+        """Make the client: some tenths of a second, once per process and settings."""
+        _ = self.client
+
     def head(self, bucket: str, key: str) -> ObjectInfo:
         with translated("HeadObject", bucket, key):
             answer = self.client.head_object(Bucket=bucket, Key=key, **self._payer())
@@ -315,7 +319,10 @@ class _Source:
             return blocks[0] if len(blocks) == 1 else b"".join(blocks)
         except BaseException as error:
             self.error = error
-            raise
+            if isinstance(error, Exception):
+                raise
+            # After a KeyboardInterrupt in one of its threads s3transfer waits for ever.
+            raise InterruptedError("the stream to upload was interrupted") from error
 
     def _take(self, size: int) -> bytes:
         block = self._stream.read(size)

@@ -11,14 +11,17 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import boto3
+import botocore.session
 from botocore import UNSIGNED
 from botocore.config import Config
+from botocore.httpsession import get_cert_path
 from s3transfer.futures import NonThreadedExecutor
 from s3transfer.manager import TransferConfig, TransferManager
 
 from .._version import __version__
 from ..config import S3ClientConfig
 from .errors import translated
+from .exchange import DirectExchange
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client as Boto3S3Client
@@ -91,7 +94,8 @@ def patient_uploader(client: Boto3S3Client, part_size: int) -> TransferManager:
 
 
 def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> Boto3S3Client:
-    session = config.session or boto3.Session(profile_name=config.profile)
+    core = None if config.session else botocore.session.Session(profile=config.profile)
+    session = config.session or boto3.Session(botocore_session=core)
     options: dict[str, Any] = {}
     keys: dict[str, Any] = {}
     if config.unsigned:
@@ -105,7 +109,7 @@ def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> Boto
             "aws_secret_access_key": given.secret_access_key,
             "aws_session_token": given.session_token,
         }
-    return session.client(
+    client: Boto3S3Client = session.client(
         "s3",
         region_name=region,
         endpoint_url=config.endpoint_url,
@@ -123,3 +127,12 @@ def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> Boto
         ),
         **keys,
     )
+    if core is not None:
+        # How a session of the user's own finds its certificates is not to be known from outside.
+        DirectExchange(
+            config.connect_timeout,
+            config.read_timeout,
+            config.max_concurrency,
+            get_cert_path(core.get_config_variable("ca_bundle") or True) or True,
+        ).register(client)
+    return client

@@ -117,6 +117,15 @@ def too_short(info: ObjectInfo, start: int, end: int) -> TruncatedObjectError:
     )
 
 
+@runtime_checkable
+class Prepares(Protocol):
+    """A transport that has something to make before its first request, such as a client."""
+
+    def prepare(self) -> None:
+        """Make it now. No request is sent."""
+        ...
+
+
 class Transport(Protocol):
     """Single requests against an object store.
 

@@ -161,7 +161,10 @@ class _RawBody:
 
     def readinto(self, buffer: memoryview) -> int:
         """Receive into the buffer; 0 at the end of the body."""
-        count = self._answer.readinto(buffer)
+        try:
+            count = self._answer.readinto(buffer)
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"the body is broken: {error!r}") from error
         self._release_at_end()
         return count
 
