@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import io
 import secrets
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
 
 from torch_s3dcp import S3Client, S3ClientConfig, S3ReaderConstructor
-from torch_s3dcp.exceptions import ObjectChangedError
+from torch_s3dcp.exceptions import ConfigurationError, ObjectChangedError
 from torch_s3dcp.testing.servers import S3Server
 from torch_s3dcp.testing.transport_suite import (
     BLOB,
@@ -21,7 +23,12 @@ from torch_s3dcp.testing.transport_suite import (
     Uneven,
     content,
 )
-from torch_s3dcp.testing.wrappers import LatencyTransport, RecordingTransport
+from torch_s3dcp.testing.wrappers import (
+    Fault,
+    FaultTransport,
+    LatencyTransport,
+    RecordingTransport,
+)
 from torch_s3dcp.transports import BotoTransport, MemoryTransport
 
 
@@ -205,3 +212,27 @@ def test_recording_counts_what_was_moved() -> None:
     assert recorder.open_bodies == 0
     recorder.clear()
     assert recorder.requests == ()
+
+
+def test_faults_strike_where_they_are_told_to() -> None:
+    memory = MemoryTransport("bucket")
+    for key in ("a", "b"):
+        memory.put("bucket", key, BLOB)
+    faults = FaultTransport(memory, [Fault("get", body="flip", after=300, nth=2, key="a")])
+    bodies = [faults.get("bucket", key).readall() for key in ("a", "b", "a", "a")]
+    differ = [[i for i, byte in enumerate(body) if byte != BLOB[i]] for body in bodies]
+    assert differ == [[], [], [300], []]
+    assert faults.struck == 1
+    for wrong in ({"operation": "get"}, {"operation": "eat", "body": "cut"}):
+        with pytest.raises(ConfigurationError):
+            Fault(**wrong)
+    with pytest.raises(ConfigurationError, match="only a get has a body"):
+        Fault("put", body="cut")
+
+
+def test_servers_and_wrappers_need_no_test_tools() -> None:
+    program = (
+        "import sys; sys.modules['hypothesis'] = sys.modules['pytest'] = None\n"
+        "from torch_s3dcp.testing import MotoServer, RecordingTransport, servers\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -42,7 +42,7 @@ _HOMES = {
     "wrappers": ("Fault", "FaultTransport", "LatencyTransport", "RecordingTransport"),
 }
 
-if "pytest" in sys.modules:
+if sys.modules.get("pytest") is not None:
     # Before the suites are imported: their failed assertions then show both sides.
     sys.modules["pytest"].register_assert_rewrite(
         f"{__name__}.reader_suite", f"{__name__}.transport_suite"
