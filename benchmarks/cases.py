@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +31,22 @@ class Case:
 
 def noise(shape: tuple[int, ...], number: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     """A tensor of repeatable, cheap noise; other numbers give other noise."""
-    block = torch.randn(1_000_003, generator=torch.Generator().manual_seed(number)).to(dtype)
     count = 1
     for size in shape:
         count *= size
-    return block.repeat(count // block.numel() + 1)[:count].view(shape).clone()
+    block = _block(dtype)
+    begin = number * 7919 % block.numel()
+    repeated = (
+        block
+        if begin + count <= block.numel()
+        else block.repeat((begin + count) // block.numel() + 1)
+    )
+    return repeated[begin : begin + count].view(shape).clone()
+
+
+@functools.cache
+def _block(dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(1_000_003, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
 def blank(shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .config import S3ClientConfig
+from .config import S3ClientConfig, check_config
 from .exceptions import (
     EndpointError,
     ObjectChangedError,
@@ -54,7 +54,7 @@ class S3Client:
         s3client_config: S3ClientConfig | None = None,
         transport: Transport | None = None,
     ) -> None:
-        config = s3client_config or S3ClientConfig()
+        config = check_config(s3client_config)
         if endpoint is not None:
             config = config.replace(endpoint_url=endpoint)
         self.region = region
@@ -216,12 +216,13 @@ class ResumingStream(io.RawIOBase):
         self._body.close()
         while True:
             self._failures += 1
-            if self._failures >= self._attempts:
+            if self._failures >= self._attempts or self.closed:
                 raise error.locate(attempts=self._failures)
             try:
+                # What the transport tries again by itself and gives up on comes out of here.
                 self._body = self._open_range(position, self._end)
                 return
-            except (EndpointError, WrongRangeError) as again:
+            except WrongRangeError as again:
                 error = again
 
 

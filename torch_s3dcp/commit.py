@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,8 +34,10 @@ _log = logging.getLogger(__name__)
 COMMIT_ID = "torch-s3dcp-commit"
 
 
-# Tries of the commit itself, each with all the retries of the transport.
+# Tries of the commit itself, each with all the retries of the transport, and the pause in
+# seconds by which the next one waits longer.
 _ATTEMPTS = 3
+_PAUSE = 0.2
 
 # Answers that say for certain that nothing was stored.
 _REFUSALS = (
@@ -86,11 +89,14 @@ class Commit:
         """
         new = data_paths(metadata)
         try:
+            data = dump_metadata(metadata)
+            # What is saved must be loadable without running code from it.
+            load_metadata(data)
             obsolete, unreadable = self._owned_before()
-            self._put(dump_metadata(metadata))
+            self._put(data)
         except CommitUnknownError:
             raise
-        except S3DCPError:
+        except BaseException:
             for failure in self._remove(new):
                 _log.error("objects of a failed save stay behind at %s: %s", self.base, failure)
             raise
@@ -118,50 +124,62 @@ class Commit:
 
     def _put(self, data: bytes) -> None:
         """Put the metadata until the server's answer leaves no doubt."""
-        uri, mark, doubt = self.base.join(self.name), uuid.uuid4().hex, False
-        for attempt in range(1, _ATTEMPTS + 1):
+        mark, doubt = uuid.uuid4().hex, False
+        for attempt in range(_ATTEMPTS):
+            time.sleep(_PAUSE * attempt)
             try:
-                self.transport.put(
-                    uri.bucket,
-                    uri.key,
-                    data,
-                    if_match=self.replaces,
-                    if_none_match=self.replaces is None,
-                    metadata={COMMIT_ID: mark},
-                )
+                self._put_once(data, mark)
                 return
             except StorageError as error:
                 # A request may land although its answer was lost, even long afterwards; a
                 # second one then meets what the first one wrote.
-                found = self._found(mark)
+                found = self._found(mark, data)
                 if found is _Found.OURS:
                     return
                 doubt = doubt or not _refused(error)
-                refused = isinstance(error, PreconditionFailedError)
-                if refused and found is _Found.ANOTHER:
+                precondition = isinstance(error, PreconditionFailedError)
+                if precondition and found is _Found.ANOTHER:
                     raise self._conflict() from error
-                if not doubt and not refused:
+                if not doubt and not precondition:
                     raise
-                if attempt == _ATTEMPTS or found is _Found.UNKNOWN or refused:
-                    raise CommitUnknownError(
-                        f"it is not known whether the commit landed: {error}; load the "
-                        "checkpoint to find out, nothing was removed",
-                        bucket=uri.bucket,
-                        key=uri.key,
-                    ) from error
+                failure = error
+        if not doubt:
+            raise self._conflict() from failure
+        uri = self.base.join(self.name)
+        raise CommitUnknownError(
+            f"it is not known whether the commit landed: {failure}; load the checkpoint to find "
+            "out, nothing was removed",
+            bucket=uri.bucket,
+            key=uri.key,
+        ) from failure
 
-    def _found(self, mark: str) -> _Found:
+    def _put_once(self, data: bytes, mark: str) -> None:
+        uri = self.base.join(self.name)
+        self.transport.put(
+            uri.bucket,
+            uri.key,
+            data,
+            if_match=self.replaces,
+            if_none_match=self.replaces is None,
+            metadata={COMMIT_ID: mark},
+        )
+
+    def _found(self, mark: str, data: bytes) -> _Found:
         """What is committed now."""
         uri = self.base.join(self.name)
         try:
             found = self.transport.head(uri.bucket, uri.key)
+            if self.replaces is not None and found.etag == self.replaces:
+                return _Found.BEFORE
+            if COMMIT_ID in found.metadata:
+                return _Found.OURS if found.metadata[COMMIT_ID] == mark else _Found.ANOTHER
+            # Another tool's commit, or a server that keeps no metadata with objects.
+            with self.transport.get(uri.bucket, uri.key, if_match=found.etag) as body:
+                return _Found.OURS if body.readall() == data else _Found.ANOTHER
         except ObjectNotFoundError:
             return _Found.BEFORE if self.replaces is None else _Found.ANOTHER
         except StorageError:
             return _Found.UNKNOWN
-        if found.metadata.get(COMMIT_ID) == mark:
-            return _Found.OURS
-        return _Found.BEFORE if found.etag == self.replaces else _Found.ANOTHER
 
     def _conflict(self) -> CommitConflictError:
         uri = self.base.join(self.name)

@@ -116,6 +116,11 @@ class S3ClientConfig:
             raise ConfigurationError(
                 f"endpoint_url must begin with http:// or https://, got {self.endpoint_url!r}"
             )
+        if endpoint is not None and "@" in endpoint.split("//", 1)[1].split("/")[0]:
+            # Not shown: it holds a password.
+            raise ConfigurationError(
+                "endpoint_url must not hold a login; give keys as S3ClientConfig(credentials=...)"
+            )
         self._check_sources()
 
     def _check_sources(self) -> None:
@@ -144,6 +149,21 @@ class S3ClientConfig:
                 )
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return _rebuild, (values,)
+
+
+def check_config(config: S3ClientConfig | None) -> S3ClientConfig:
+    """The settings, or the defaults for None.
+
+    Raises:
+        ConfigurationError: Something else than settings.
+    """
+    if config is None:
+        return S3ClientConfig()
+    if not isinstance(config, S3ClientConfig):
+        raise ConfigurationError(
+            f"s3client_config must be an S3ClientConfig, not a {type(config).__name__}"
+        )
+    return config
 
 
 def _rebuild(values: Mapping[str, Any]) -> S3ClientConfig:

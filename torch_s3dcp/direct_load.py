@@ -96,6 +96,7 @@ class DirectLoad:
         self._scratch = Scratch()
         self._outcomes = dict.fromkeys(Outcome, 0)
         self._needed = self._read = self._requests = 0
+        self._held = self._peak = 0
         self._again: list[Landing] = []
 
     def run(self, files: Sequence[FilePlan[ReadItem]]) -> LoadStats:
@@ -107,10 +108,10 @@ class DirectLoad:
         begin = time.perf_counter()
         work = deque(self._plan(files))
         planned = time.perf_counter()
-        peak = self._perform(work)
+        self._perform(work)
         # What held a surprise is fetched whole now, for torch.load.
         again = [WholeItem(item.path, item.planned, self._serve) for item in self._again]
-        peak = max(peak, self._perform(deque(self._spans_of(again))))
+        self._perform(deque(self._spans_of(again)))
         return LoadStats(
             requests=self._requests,
             bytes_needed=self._needed,
@@ -118,7 +119,7 @@ class DirectLoad:
             direct_items=self._outcomes[Outcome.DIRECT],
             scratch_items=self._outcomes[Outcome.SCRATCH],
             fallback_items=self._outcomes[Outcome.FALLBACK],
-            peak_scratch=peak,
+            peak_scratch=self._peak,
             plan_seconds=planned - begin,
             read_seconds=time.perf_counter() - planned,
         )
@@ -151,19 +152,18 @@ class DirectLoad:
             for span in self._strategy.plan_spans(pieces, self._seconds_per_request):
                 yield path, span
 
-    def _perform(self, work: deque[tuple[str, Span[Part]]]) -> int:
-        """Make all requests, as many at once as allowed; return the peak of scratch bytes."""
+    def _perform(self, work: deque[tuple[str, Span[Part]]]) -> None:
+        """Make all requests, as many at once as allowed."""
         with FetchPool[Span[Part]](self._open_range, self._concurrency) as pool:
             while work or pool.pending:
                 while work and self._room(pool):
                     pool.submit(self._prepare(*work.popleft()))
                 self._take(pool.next())
-            return pool.peak_scratch
 
     def _room(self, pool: FetchPool[Span[Part]]) -> bool:
         if not pool.pending:
             return True
-        return pool.pending < 2 * self._concurrency and pool.scratch < self._budget
+        return pool.pending < 2 * self._concurrency and self._held < self._budget
 
     def _prepare(self, path: str, span: Span[Part]) -> Fetch[Span[Part]]:
         """Give every byte of a span a place to land, in the order in which they come."""
@@ -175,14 +175,24 @@ class DirectLoad:
             position = cut.end
             if part.shares_scratch and len(cut) == part.size:
                 places.share(part)
+                self._hold(part.owner, part.size)
             else:
                 if part.memory is None:
-                    places.scratch += part.prepare()
+                    self._hold(part.owner, part.prepare())
                 places.add(part.content[cut.offset : cut.offset + len(cut)])
         places.close()
         self._requests += 1
         self._read += len(span)
-        return Fetch(path, span.start, span.end, places.targets, places.scratch, span)
+        return Fetch(path, span.start, span.end, places.targets, span)
+
+    def _hold(self, item: Landing, scratch: int) -> None:
+        item.held += scratch
+        self._held += scratch
+        self._peak = max(self._peak, self._held)
+
+    def _release(self, item: Landing, scratch: int) -> None:
+        item.held -= scratch
+        self._held -= scratch
 
     def _take(self, fetched: Fetched[Span[Part]]) -> None:
         """Take note of what has arrived; finish the items that have all they need."""
@@ -195,10 +205,12 @@ class DirectLoad:
                 part.missing -= len(cut)
                 item.missing -= len(cut)
                 if not part.missing:
-                    part.arrived()
+                    self._release(item, part.arrived())
                 if not item.missing:
                     self._outcomes[item.finish()] += 1
+                    self._release(item, item.held)
             except LayoutError:
+                self._release(item, item.held)
                 self._again.append(item)
             except S3DCPError as error:
                 raise error.locate(
@@ -214,7 +226,6 @@ class _Places:
 
     def __init__(self) -> None:
         self.targets: list[memoryview] = []
-        self.scratch = 0
         self._size = 0
         self._shared: list[tuple[Part, int]] = []
 
@@ -240,5 +251,4 @@ class _Places:
         for part, offset in self._shared:
             part.memory = block[offset : offset + part.size]
         self.targets.append(block)
-        self.scratch += self._size
         self._shared, self._size = [], 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,15 +19,13 @@ T = TypeVar("T")
 class Fetch(Generic[T]):
     """One request: ``[start, end)`` of an object, received into ``targets`` one after another.
 
-    The targets' sizes add up to ``end - start``. ``scratch`` is how many of these bytes are
-    memory that was allocated for the purpose.
+    The targets' sizes add up to ``end - start``.
     """
 
     path: str
     start: int
     end: int
     targets: Sequence[memoryview]
-    scratch: int
     tag: T
 
 
@@ -39,7 +38,7 @@ class Fetched(Generic[T]):
 
 
 class FetchPool(Generic[T]):
-    """Threads that fetch. Used as a context manager; leaving it waits for what is running.
+    """Threads that fetch. Used as a context manager; leaving it ends what is running.
 
     Args:
         open_range: Begins a request: ``(path, start, end)`` to a stream.
@@ -53,29 +52,31 @@ class FetchPool(Generic[T]):
         self._threads = ThreadPoolExecutor(concurrency, "s3dcp-load")
         self._ended: queue.SimpleQueue[Fetched[T]] = queue.SimpleQueue()
         self._stopped = False
+        self._open: set[ObjectStream] = set()
+        self._lock = threading.Lock()
         self.pending = 0
-        self.scratch = 0
-        self.peak_scratch = 0
 
     def __enter__(self) -> FetchPool[T]:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stopped = True
+        with self._lock:
+            self._stopped = True
+            running = list(self._open)
+        # After an error nobody waits for what the others still receive.
+        for stream in running:
+            stream.close()
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, fetch: Fetch[T]) -> None:
         """Queue a request."""
         self.pending += 1
-        self.scratch += fetch.scratch
-        self.peak_scratch = max(self.peak_scratch, self.scratch)
         self._threads.submit(self._run, fetch)
 
     def next(self) -> Fetched[T]:
         """Wait for a request to end, well or badly."""
         ended = self._ended.get()
         self.pending -= 1
-        self.scratch -= ended.fetch.scratch
         return ended
 
     def _run(self, fetch: Fetch[T]) -> None:
@@ -88,6 +89,8 @@ class FetchPool(Generic[T]):
 
     def _receive(self, fetch: Fetch[T]) -> None:
         stream = self._open_range(fetch.path, fetch.start, fetch.end)
+        with self._lock:
+            self._open.add(stream)
         try:
             for target in fetch.targets:
                 if self._stopped:
@@ -97,4 +100,6 @@ class FetchPool(Generic[T]):
                         "the stream ended early", byte_range=(fetch.start, fetch.end)
                     )
         finally:
+            with self._lock:
+                self._open.discard(stream)
             stream.close()

@@ -138,8 +138,10 @@ def _decoding(what: str) -> Iterator[None]:
     except (S3DCPError, OSError):
         raise
     except Exception as error:
+        # torch's own text goes on to advise weights_only=False, which would run code.
+        said = str(error).partition("\n")[0].partition("weights_only")[0].strip()
         raise InvalidCheckpointError(
-            f"the stored {what} cannot be decoded: {type(error).__name__}: {error}"
+            f"the stored {what} cannot be decoded: {type(error).__name__}: {said}"
         ) from error
 
 

@@ -13,7 +13,7 @@ All of this runs in the one thread that may talk to the planner.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -68,9 +68,12 @@ class Destinations:
                 )
         return target.detach()
 
-    def commit(self, request: ReadItem) -> None:
-        """Tell the planner that a destination is filled."""
-        self._planner.commit_tensor(request, self._open.pop(id(request)))
+    def commit(self, requests: Sequence[ReadItem]) -> None:
+        """Tell the planner that destinations are filled. A plan may hold one request twice."""
+        for request in requests:
+            self._planner.commit_tensor(request, self._open[id(request)])
+        for request in requests:
+            self._open.pop(id(request), None)
 
 
 class Scratch:
@@ -115,8 +118,9 @@ class Part:
             raise RuntimeError("nothing has arrived yet")
         return self.memory
 
-    def arrived(self) -> None:
-        """All bytes are there."""
+    def arrived(self) -> int:
+        """All bytes are there; return how many bytes of scratch are free again."""
+        return 0
 
 
 class BlockPart(Part):
@@ -144,13 +148,16 @@ class BlockPart(Part):
         self.memory, self._target = tensor.scratch.take(self.size), target
         return self.size
 
-    def arrived(self) -> None:
+    def arrived(self) -> int:
+        freed = 0
         if self._target is not None:
             data = as_tensor(self.content, self._tensor.dtype)
             strides = row_major_strides(self._tensor.shape)
             self._target.copy_(data.as_strided(self._block.lengths, strides))
             self._tensor.scratch.give(self.content)
+            freed = self.size
         self.memory = self._target = None
+        return freed
 
 
 class Landing(ABC):
@@ -162,6 +169,8 @@ class Landing(ABC):
         self.start = planned.stored.byte_range.start
         self.end = planned.stored.byte_range.end
         self.missing = 0
+        #: Bytes of scratch that the item holds.
+        self.held = 0
 
     @property
     def name(self) -> str:
@@ -231,8 +240,7 @@ class _TensorItem(Landing):
 
     def commit(self) -> None:
         """All destinations are filled."""
-        for request in self.planned.requests:
-            self.destinations.commit(request)
+        self.destinations.commit(self.planned.requests)
 
 
 class SmallTensor(_TensorItem):

@@ -7,6 +7,7 @@ imported when its name is asked for, not before.
 from __future__ import annotations
 
 import importlib
+import inspect
 import threading
 import warnings
 from functools import partial
@@ -121,6 +122,16 @@ def resolve_reader(reader: ReaderConstructor | str | None, default: str) -> Read
             "reader_constructor must be a name or callable with (bucket, key, "
             f"get_object_info, get_stream), got {reader!r}"
         )
+    try:
+        inspect.signature(reader).bind("bucket", "key", None, None)
+    except TypeError as error:
+        raise ReaderRegistryError(
+            "reader_constructor must be callable with (bucket, key, get_object_info, "
+            f"get_stream), which {reader!r} is not: {error}; if it makes constructors, call it, "
+            "as in S3ReaderConstructor.dcp_optimized()"
+        ) from error
+    except ValueError:
+        pass  # a builtin that does not tell its signature
     return reader
 
 

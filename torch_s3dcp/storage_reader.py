@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import pickle
 import time
 import uuid
 from collections.abc import Iterator
@@ -88,7 +89,7 @@ class S3StorageReader(StorageReader):
         self.stats: LoadStats | None = None
         self._described: dict[str, Any] = {}
         self._seconds_per_request = 0.0
-        self._failure: S3DCPError | None = None
+        self._failure: Exception | None = None
 
     @property
     def path(self) -> str:
@@ -135,7 +136,7 @@ class S3StorageReader(StorageReader):
         except ObjectNotFoundError as error:
             self._failure = self._explain_absence()
             raise self._failure from error
-        except S3DCPError as error:
+        except Exception as error:
             self._failure = error
             raise
 
@@ -149,7 +150,7 @@ class S3StorageReader(StorageReader):
             return self._fetch_metadata(rank)
         except ObjectNotFoundError:
             return _UnreadableMetadata(self._failure or self._explain_absence())
-        except S3DCPError as error:
+        except Exception as error:  # noqa: BLE001 - raised by set_up_storage_reader
             return _UnreadableMetadata(error)
 
     def _fetch_metadata(self, rank: int | None) -> Metadata:
@@ -300,7 +301,7 @@ class S3StorageReader(StorageReader):
         if blobs:
             data = read_blob(item)
             for request in blobs:
-                planner.load_bytes(request, io.BytesIO(data))
+                _give_blob(planner, request, data)
             item = io.BytesIO(data)
         if not tensors:
             return
@@ -312,6 +313,18 @@ class S3StorageReader(StorageReader):
             planner.commit_tensor(request, target)
 
 
+def _give_blob(planner: LoadPlanner, request: ReadItem, data: bytes) -> None:
+    """Let the planner decode a blob; it knows not where the blob comes from."""
+    try:
+        planner.load_bytes(request, io.BytesIO(data))
+    except (pickle.UnpicklingError, EOFError) as error:
+        if isinstance(error, S3DCPError):
+            raise
+        raise InvalidCheckpointError(
+            f"the stored item cannot be decoded: {type(error).__name__}: {error}"
+        ) from error
+
+
 class _UnreadableMetadata(Metadata):
     """Stands for metadata that could not be read, until the error can be raised.
 
@@ -320,7 +333,7 @@ class _UnreadableMetadata(Metadata):
     looks into it before, then raises the error itself.
     """
 
-    def __init__(self, error: S3DCPError) -> None:
+    def __init__(self, error: Exception) -> None:
         self.error = error
 
     def __getattr__(self, name: str) -> Any:

@@ -25,12 +25,12 @@ from torch.futures import Future
 from ._torch import StreamTransformExtension, agent_for, global_rank
 from .checkpoint_metadata import METADATA_NAME, metadata_name
 from .commit import Commit, begin_commit
-from .config import S3ClientConfig
+from .config import S3ClientConfig, check_config
 from .exceptions import CheckpointExistsError, ConfigurationError, InvalidCheckpointError
 from .plan import weigh_into_buckets
 from .prefixes import DefaultPrefixStrategy, S3PrefixStrategyBase
 from .transports import BotoTransport, Transport
-from .uploads import FileUpload, upload_files
+from .uploads import FileUpload, take_address, upload_files
 from .uri import S3URI, is_uri, order_location, parse_uri
 
 DATA_SUFFIX = ".distcp"
@@ -48,6 +48,7 @@ class _Run:
     save_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     rank: int = 0
     alone: bool = False
+    begun: bool = False
     commit: Commit | None = None
 
 
@@ -105,7 +106,7 @@ class S3StorageWriter(StorageWriter):
         address, self.region = order_location(path, region)
         self._uri = parse_uri(address)
         self.transport = transport or BotoTransport(
-            self.region, s3client_config or S3ClientConfig(), agent_for()
+            self.region, check_config(s3client_config), agent_for()
         )
         self.prefix_strategy = prefix_strategy or DefaultPrefixStrategy()
         self.thread_count = thread_count
@@ -115,21 +116,21 @@ class S3StorageWriter(StorageWriter):
         self.cache_staged_state_dict = cache_staged_state_dict
         self.overwrite = overwrite
         self.extensions = tuple(_extensions or ())
+        self._last_save_id = str(uuid.uuid4())
         self._here = threading.local()
 
     # DCP calls all steps of one save from one thread. Keeping a save's state by thread makes
     # overlapping saves through one writer (dcp.async_save) independent of one another.
     @property
-    def _run(self) -> _Run:
+    def _run(self) -> _Run | None:
+        """The save that is under way in this thread."""
         run: _Run | None = getattr(self._here, "run", None)
-        if run is None:
-            run = self._here.run = _Run(self._uri)
         return run
 
     @property
     def path(self) -> str:
-        """Address of the checkpoint that is being saved."""
-        return str(self._run.uri)
+        """Address of the checkpoint: of the save under way in this thread, else of the next."""
+        return str(self._run.uri if self._run else self._uri)
 
     @property
     def checkpoint_id(self) -> str:
@@ -138,11 +139,11 @@ class S3StorageWriter(StorageWriter):
 
     @property
     def save_id(self) -> str:
-        """Names this save in the checkpoint's metadata."""
-        return self._run.save_id
+        """Names a save in its checkpoint's metadata: the one under way, else the last."""
+        return self._run.save_id if self._run else self._last_save_id
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_uri": self._run.uri}
+        state = dict(self.__dict__)
         del state["_here"]
         return state
 
@@ -153,8 +154,8 @@ class S3StorageWriter(StorageWriter):
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begin a new save, to another place if one is given."""
         uri = parse_uri(checkpoint_id) if checkpoint_id else self._uri
-        self._here.run = _Run(uri)
         self._uri = uri
+        self._here.run = _Run(uri)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -172,10 +173,14 @@ class S3StorageWriter(StorageWriter):
             CheckpointExistsError: There is a checkpoint and it must not be replaced.
         """
         run = self._run
+        if run is None or run.begun:
+            # A save without reset(): to where the writer points now.
+            run = self._here.run = _Run(self._uri)
+        run.begun = True
+        self._last_save_id = run.save_id
         rank = kwargs.get("rank")
         run.rank = global_rank() if rank is None else rank
         run.alone = not kwargs.get("use_collectives", True)
-        run.commit = None
         if run.alone:
             self._refuse_shadowed(run)
         if run.alone or is_coordinator:
@@ -214,25 +219,28 @@ class S3StorageWriter(StorageWriter):
             S3DCPError: An upload failed.
             BaseException: Whatever the planner raised.
         """
+        run = self._under_way("write_data")
         results = upload_files(
             self.transport,
-            self._run.uri,
-            self._files(plan.items),
+            run.uri,
+            self._files(plan.items, run.rank),
             planner,
             self.extensions,
             self.thread_count,
         )
+        if run.commit is None:
+            self._here.run = None  # another rank commits: this one's part is done
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done
 
-    def _files(self, items: Sequence[WriteItem]) -> list[FileUpload]:
+    def _files(self, items: Sequence[WriteItem], rank: int) -> list[FileUpload]:
         """Cut a plan into files. Their names are new with every call."""
         if self.single_file_per_rank:
             buckets = weigh_into_buckets(items, item_weight, self.thread_count)
         else:
             buckets = tuple((item,) for item in items)
-        prefix = self.prefix_strategy(self._run.rank)
+        prefix = self.prefix_strategy(rank)
         if prefix.startswith("/") or ".." in prefix.split("/"):
             raise ConfigurationError(
                 f"the prefix strategy leads out of the checkpoint: {prefix!r}; it must give a "
@@ -256,9 +264,10 @@ class S3StorageWriter(StorageWriter):
             CommitUnknownError: The server did not say whether the commit landed.
             StorageError: The commit failed; the previous checkpoint is untouched.
         """
-        run = self._run
+        run = self._under_way("finish")
         if run.commit is None:
-            raise ConfigurationError("finish() was called before set_up_storage_writer()")
+            raise ConfigurationError("finish() is for the coordinator")
+        self._here.run = None
         storage_data: dict[Any, Any] = {}
         for result in (result for of_rank in results for result in of_rank):
             if result.index in storage_data:
@@ -266,9 +275,17 @@ class S3StorageWriter(StorageWriter):
                 raise InvalidCheckpointError(
                     "two ranks wrote the same item", tensor=result.index.fqn
                 )
+            elsewhere = take_address(result.storage_data, run.uri)
+            if elsewhere is not None:
+                run.commit.give_up(results)
+                raise ConfigurationError(
+                    f"the ranks saved to different places, {run.uri} and {elsewhere}; give all "
+                    "ranks the same path or checkpoint_id",
+                    tensor=result.index.fqn,
+                )
             storage_data[result.index] = result.storage_data
         metadata.storage_data = storage_data
-        metadata.storage_meta = self.storage_meta()
+        metadata.storage_meta = StorageMeta(checkpoint_id=str(run.uri), save_id=run.save_id)
         metadata.version = _FORMAT_VERSION
         leftovers = run.commit.land(metadata)
         if leftovers:
@@ -277,7 +294,12 @@ class S3StorageWriter(StorageWriter):
                 f"replaced could not be removed: {leftovers}",
                 stacklevel=2,
             )
-        self._here.run = _Run(run.uri)
+
+    def _under_way(self, step: str) -> _Run:
+        run = self._run
+        if run is None or not run.begun:
+            raise ConfigurationError(f"{step}() was called before set_up_storage_writer()")
+        return run
 
 
 def item_weight(item: WriteItem) -> int:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
@@ -21,6 +22,9 @@ from .uri import S3URI
 
 _log = logging.getLogger(__name__)
 
+# Travels with each result to the coordinator, which compares it and takes it off again.
+_ADDRESS = "s3dcp_address"
+
 
 @dataclass
 class FileUpload:
@@ -34,6 +38,25 @@ class FileUpload:
 
 class _Cancelled(Exception):
     """Another file failed; this one need not be finished."""
+
+
+class _StoppableStream(SegmentStream):
+    """Ends with an error as soon as another file of the save has failed."""
+
+    def __init__(self, blocks: Iterator[memoryview], stop: threading.Event) -> None:
+        super().__init__(blocks)
+        self._stop = stop
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self._stop.is_set():
+            raise _Cancelled
+        return super().read(size)
+
+
+def take_address(place: Any, base: S3URI) -> str | None:
+    """Take back the note of where an item was uploaded; return it where it is not ``base``."""
+    noted: str | None = place.__dict__.pop(_ADDRESS, None)
+    return None if noted in (None, str(base)) else noted
 
 
 def upload_files(
@@ -54,8 +77,8 @@ def upload_files(
     planning, stop = threading.Lock(), threading.Event()
 
     def upload(file: FileUpload) -> None:
-        blocks = _blocks(file, planner, planning, extensions, stop)
-        stream = SegmentStream(blocks)
+        blocks = _blocks(file, base, planner, planning, extensions)
+        stream = _StoppableStream(blocks, stop)
         key = base.join(file.path).key
         try:
             transport.upload(base.bucket, key, stream, expected_size=file.expected_size)
@@ -86,7 +109,7 @@ def _in_parallel(
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         except BaseException:
-            stop.set()  # interrupted: the others end at their next item
+            stop.set()  # interrupted: the others end at their next read
             raise
         for future in futures:
             future.cancel()
@@ -101,16 +124,14 @@ def _in_parallel(
 
 def _blocks(
     file: FileUpload,
+    base: S3URI,
     planner: SavePlanner,
     planning: threading.Lock,
     extensions: Sequence[StreamTransformExtension],
-    stop: threading.Event,
 ) -> Iterator[memoryview]:
     """The bytes of a file, one item at a time; notes where each item came to lie."""
     offset = 0
     for item in file.items:
-        if stop.is_set():
-            raise _Cancelled(file.path)
         with planning:
             data = planner.resolve_data(item)
         try:
@@ -122,6 +143,7 @@ def _blocks(
             raise error.locate(tensor=item.index.fqn) from error
         length = sum(len(block) for block in blocks)
         place = StorageInfo(file.path, offset, length, descriptors_of(extensions))
+        setattr(place, _ADDRESS, str(base))
         file.results.append(WriteResult(item.index, length, place))
         offset += length
         yield from blocks

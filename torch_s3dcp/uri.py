@@ -101,7 +101,7 @@ def order_location(
     Raises:
         InvalidURIError: The region is not one.
     """
-    if region is not None and _may_be_path(region) and not _may_be_path(path):
+    if region is not None and _may_be_path(region) and (not path or not _may_be_path(path)):
         path, region = region, path
     if region is not None and (not isinstance(region, str) or _may_be_path(region)):
         raise InvalidURIError(f"the region must be a string such as 'eu-west-1', not {region!r}")

@@ -86,7 +86,9 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert {line.split(">")[0].split(";")[0].strip() for line in needed} == {
         "torch",
         "boto3",
+        "botocore",
         "s3transfer",
+        "urllib3",
         "numpy",
     }
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client as Boto3S3Client
 
 _lock = threading.Lock()
-_clients: dict[tuple[str | None, S3ClientConfig, str], Boto3S3Client] = {}
+_clients: dict[tuple[str | None, S3ClientConfig, str, int], Boto3S3Client] = {}
 _uploaders: dict[tuple[int, int], TransferManager] = {}
 
 
@@ -49,13 +49,36 @@ def client_for(region: str | None, config: S3ClientConfig, agent: str) -> Boto3S
     """
     if config.client is not None:
         return config.client
+    key = (region, config, agent, _environment())
     with _lock:
-        client = _clients.get((region, config, agent))
+        client = _clients.get(key)
         if client is None:
             with translated("CreateClient", ""):
-                client = _make_client(region, config, agent)
-            _clients[(region, config, agent)] = client
+                client, complete = _make_client(region, config, agent)
+            if complete:
+                _clients[key] = client
         return client
+
+
+# What boto3 takes from the environment when it makes a client.
+_VARIABLES = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_CA_BUNDLE",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+)
+
+
+def _environment() -> int:
+    """Changes when the environment says something else; secrets are not kept."""
+    return hash(tuple(os.environ.get(name) for name in _VARIABLES))
 
 
 def uploader_for(client: Boto3S3Client, config: S3ClientConfig, part_size: int) -> TransferManager:
@@ -93,7 +116,10 @@ def patient_uploader(client: Boto3S3Client, part_size: int) -> TransferManager:
     return TransferManager(client, settings, executor_cls=NonThreadedExecutor)
 
 
-def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> Boto3S3Client:
+def _make_client(
+    region: str | None, config: S3ClientConfig, agent: str
+) -> tuple[Boto3S3Client, bool]:
+    """A new client, and whether it found credentials: without them it is not worth keeping."""
     core = None if config.session else botocore.session.Session(profile=config.profile)
     session = config.session or boto3.Session(botocore_session=core)
     options: dict[str, Any] = {}
@@ -135,4 +161,5 @@ def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> Boto
             config.max_concurrency,
             get_cert_path(core.get_config_variable("ca_bundle") or True) or True,
         ).register(client)
-    return client
+    anonymous = config.unsigned or config.credentials is not None
+    return client, anonymous or session.get_credentials() is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -38,7 +39,8 @@ _BY_CODE: tuple[tuple[type[StorageError], str, frozenset[str]], ...] = (
     ),
     (
         AccessDeniedError,
-        "access denied; the credentials in use lack a permission for this",
+        "access denied; the keys are wrong or lack a permission for this (S3 also says so of "
+        "missing objects to those who may not list the bucket)",
         frozenset(
             {
                 "AccessDenied",
@@ -141,7 +143,7 @@ def translated(
     """Raise what happens inside as an error of this package that says where it happened."""
     where: dict[str, Any] = {
         "operation": operation,
-        "bucket": bucket,
+        "bucket": bucket or None,
         "key": key,
         "byte_range": byte_range,
     }
@@ -150,25 +152,31 @@ def translated(
     except boto.ClientError as error:
         raise _from_answer(error, where) from error
     except boto.FlexibleChecksumError as error:
-        raise IntegrityError(f"the object is damaged: {error}", **where) from error
+        raise IntegrityError(f"the object is damaged: {_clean(error)}", **where) from error
     except boto.IncompleteReadError as error:
-        raise TruncatedObjectError(f"the body ended early: {error}", **where) from error
+        raise TruncatedObjectError(f"the body ended early: {_clean(error)}", **where) from error
     except _CREDENTIAL_ERRORS as error:
         raise CredentialsError(
-            f"no usable credentials: {error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            "a profile or an instance role, or S3ClientConfig(unsigned=True) for public buckets",
+            f"no usable credentials: {_clean(error)}; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, a profile or an instance role, or "
+            "S3ClientConfig(unsigned=True) for public buckets",
             **where,
         ) from error
     except _CONFIGURATION_ERRORS as error:
-        raise ConfigurationError(f"the request cannot be made: {error}", **where) from error
+        raise ConfigurationError(f"the request cannot be made: {_clean(error)}", **where) from error
     except (boto.HTTPClientError, boto.ConnectionError, boto.BotoCoreError) as error:
-        raise EndpointError(f"the server cannot be reached: {error}", **where) from error
+        raise EndpointError(f"the server cannot be reached: {_clean(error)}", **where) from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
         if isinstance(error, S3DCPError):
             raise
         raise EndpointError(
-            f"the connection broke: {type(error).__name__}: {error}", **where
+            f"the connection broke: {type(error).__name__}: {_clean(error)}", **where
         ) from error
+
+
+def _clean(error: object) -> str:
+    """The text of an error without the login that an address in it may hold."""
+    return re.sub(r"//[^/@\s]*@", "//***@", str(error))
 
 
 def _from_answer(error: boto.ClientError, where: dict[str, Any]) -> StorageError:

@@ -12,7 +12,9 @@ understand. Where a proxy is in the way it steps aside and botocore does what it
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import socket
 import ssl
 import threading
 import urllib.parse
@@ -184,8 +186,12 @@ class _RawBody:
 
     def close(self) -> None:
         """End; a body that was not read to its end takes its connection along."""
-        self._answer.close()
         connection, self._connection = self._connection, None
+        if connection is not None and connection.sock is not None:
+            # Wakes a thread that is waiting for bytes; closing alone would wait for it.
+            with contextlib.suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+        self._answer.close()
         if connection is not None:
             connection.close()
 
