@@ -7,6 +7,7 @@ rest, passed through the extensions, exactly as torch's ``FileSystemWriter`` lay
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -138,11 +139,20 @@ def _decoding(what: str) -> Iterator[None]:
     except (S3DCPError, OSError):
         raise
     except Exception as error:
-        # torch's own text goes on to advise weights_only=False, which would run code.
-        said = str(error).partition("\n")[0].partition("weights_only")[0].strip()
         raise InvalidCheckpointError(
-            f"the stored {what} cannot be decoded: {type(error).__name__}: {said}"
+            f"the stored {what} cannot be decoded: {type(error).__name__}: {_reason(error)}"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, without torch's advice to load with ``weights_only=False``."""
+    refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    if refused:
+        return (
+            f"it holds a {refused[1]}, and loading that could run code; if you trust it, allow "
+            "it with torch.serialization.add_safe_globals"
+        )
+    return str(error).partition("\n")[0].partition("This file can still be loaded")[0].strip()
 
 
 def narrow(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
