@@ -22,7 +22,8 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 VENV_READY := $(VENV)/.ready
 PEERS_READY := $(PEERS)/.ready
-PYTEST_ARGS ?=
+# Two workers; each keeps whole files, because those share servers and groups of ranks.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 export TORCH_S3DCP_PEERS_PYTHON := $(abspath $(PEERS)/bin/python)
 

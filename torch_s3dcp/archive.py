@@ -5,7 +5,8 @@ from two numbers that the checkpoint's metadata knows, the archive's length and 
 size, so it can be predicted before a byte is fetched. What arrives is then checked against
 the prediction; any surprise raises :class:`LayoutError` and the item goes to ``torch.load``.
 
-Facts: read off archives of torch 2.3 to 2.13 (``docs/design/format-and-commit.md``).
+Facts: read off archives of torch 2.3 to 2.13; older ones are recognised too
+(``docs/design/format-and-commit.md``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import struct
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+from .pickles import check_sizes
 
 ALIGNMENT = 64
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -214,6 +217,7 @@ class _Name:
 
 def _describe(data: bytes, data_offset: int) -> StoredTensor:
     try:
+        check_sizes(data)
         value = _TensorUnpickler(io.BytesIO(data)).load()
     except LayoutError:
         raise

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint import metadata as dcp
 
 from ._torch import StorageInfo
 from .exceptions import InvalidCheckpointError
+from .pickles import check_sizes
 from .plan import StoredItem
 from .ranges import ItemRange
 
@@ -48,6 +49,7 @@ def load_metadata(data: bytes) -> dcp.Metadata:
         InvalidCheckpointError: Damaged, or it names something that may not be loaded.
     """
     try:
+        check_sizes(data)
         value = _Unpickler(io.BytesIO(data)).load()
         _check(value)
     except InvalidCheckpointError:

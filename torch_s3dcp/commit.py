@@ -93,19 +93,27 @@ class Commit:
             # What is saved must be loadable without running code from it.
             load_metadata(data)
             obsolete, unreadable = self._owned_before()
+        except BaseException:
+            self._abandon(new)
+            raise
+        try:
             self._put(data)
         except CommitUnknownError:
             raise
-        except BaseException:
-            for failure in self._remove(new):
-                _log.error("objects of a failed save stay behind at %s: %s", self.base, failure)
+        except S3DCPError:
+            self._abandon(new)
             raise
+        # Any other exception, such as an interrupt, leaves open whether the commit landed.
         return unreadable + self._remove(obsolete - new)
 
     def give_up(self, results: Iterable[Iterable[WriteResult]]) -> None:
         """Remove what the save uploaded; there will be no commit."""
-        written = frozenset(r.storage_data.relative_path for of_rank in results for r in of_rank)
-        for failure in self._remove(written):
+        self._abandon(
+            frozenset(r.storage_data.relative_path for of_rank in results for r in of_rank)
+        )
+
+    def _abandon(self, paths: frozenset[str]) -> None:
+        for failure in self._remove(paths):
             _log.error("objects of a failed save stay behind at %s: %s", self.base, failure)
 
     def _owned_before(self) -> tuple[frozenset[str], list[str]]:

@@ -61,8 +61,9 @@ class S3ClientConfig:
         session: A boto3 session of your own. Not picklable.
         client: A boto3 S3 client of your own; all settings about the connection are then
             its business. Not picklable.
-        max_concurrency: Requests of one client in flight at once.
-        memory_budget: Bytes that the uploads of one client may hold in buffers.
+        max_concurrency: Requests in flight at once, for each load and for the uploads of a client.
+        memory_budget: Bytes in buffers, for the uploads of a client and beside the destinations of
+            a load.
         storage_class: Storage class of what is written, such as ``STANDARD_IA``.
         server_side_encryption: ``AES256``, ``aws:kms`` or ``aws:kms:dsse``.
         sse_kms_key_id: Key for the two KMS modes.

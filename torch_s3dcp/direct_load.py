@@ -67,7 +67,7 @@ class DirectLoad:
         described: What the metadata says of each name: ``state_dict_metadata``.
         base: Address of the checkpoint, for messages.
         concurrency: Requests in flight at most.
-        memory_budget: Bytes of scratch at most, unless a single request needs more.
+        memory_budget: Bytes of scratch; a request begins only while less is in use.
         seconds_per_request: What a request costs, as far as it is known.
     """
 

@@ -80,19 +80,19 @@ class Scratch:
     """Blocks of memory that are used again: fresh memory costs more than copying."""
 
     def __init__(self) -> None:
-        self._spare: list[bytearray] = []
+        self._spare: dict[int, list[bytearray]] = {}
 
     def take(self, size: int) -> memoryview:
-        """``size`` bytes of memory with any content."""
-        if size > BLOCK_SIZE:
-            return memoryview(bytearray(size))
-        return memoryview(self._spare.pop() if self._spare else bytearray(BLOCK_SIZE))[:size]
+        """``size`` bytes with any content, of a block whose size is the next power of two."""
+        capacity = 1 << max(0, size - 1).bit_length()
+        spare = self._spare.get(capacity)
+        return memoryview(spare.pop() if spare else bytearray(capacity))[:size]
 
     def give(self, memory: memoryview) -> None:
         """Give back what ``take`` gave."""
         block = memory.obj
-        if isinstance(block, bytearray) and len(block) == BLOCK_SIZE:
-            self._spare.append(block)
+        if isinstance(block, bytearray):
+            self._spare.setdefault(len(block), []).append(block)
 
 
 class Part:
@@ -134,6 +134,7 @@ class BlockPart(Part):
         self._block = block
         self._request = request
         self._target: torch.Tensor | None = None
+        self._capacity = 0
         self.in_place = False
 
     def prepare(self) -> int:
@@ -146,7 +147,8 @@ class BlockPart(Part):
             self.memory, self.in_place = own, True
             return 0
         self.memory, self._target = tensor.scratch.take(self.size), target
-        return self.size
+        self._capacity = memoryview(self.memory.obj).nbytes
+        return self._capacity
 
     def arrived(self) -> int:
         freed = 0
@@ -155,7 +157,7 @@ class BlockPart(Part):
             strides = row_major_strides(self._tensor.shape)
             self._target.copy_(data.as_strided(self._block.lengths, strides))
             self._tensor.scratch.give(self.content)
-            freed = self.size
+            freed = self._capacity
         self.memory = self._target = None
         return freed
 

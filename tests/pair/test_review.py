@@ -274,3 +274,26 @@ def test_a_missing_object_is_not_waited_for(memory: Place) -> None:
     memory.transport.delete(memory.bucket, memory.listing("run/__")[:1])
     error = failure_of(lambda: memory.load({f"w{n}": torch.ones(10) for n in range(20)}, "run"))
     assert type(error) is ObjectNotFoundError
+
+
+def test_an_interrupted_commit_removes_nothing(memory: Place) -> None:
+    class Interrupted(Tap):
+        def put(self, *args: Any, **options: Any) -> Any:
+            self.inner.put(*args, **options)
+            raise KeyboardInterrupt
+
+    failure_of(lambda: memory.over(Interrupted(memory.transport)).save(STATE, "run"))
+    assert_same(memory.load(blank(STATE), "run"), STATE)
+
+
+def test_scratch_stays_within_the_budget(memory: Place) -> None:
+    """Tensors that must be cast pass through scratch: as much as they need, and reused."""
+    memory.save({f"w{n}": torch.full((50_000,), float(n)) for n in range(200)}, "run")
+    state = {f"w{n}": torch.zeros(50_000, dtype=torch.bfloat16) for n in range(200)}
+    reader = memory.reader("run", s3client_config=S3ClientConfig(memory_budget=16 * 2**20))
+    with quiet():
+        dcp.load(state, storage_reader=reader)
+    assert all(bool((state[f"w{n}"] == n).all()) for n in range(200))
+    assert reader.stats is not None
+    assert reader.stats.peak_scratch <= 16 * 2**20 + 33 * 2**20  # one request more at most
+    assert reader.stats.scratch_items == 200

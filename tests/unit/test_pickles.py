@@ -1,0 +1,71 @@
+"""Pickles are looked through before they are loaded. pickletools and pickle are the oracles."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torch_s3dcp.pickles import check_sizes
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=300)
+    | st.binary(max_size=300),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner),
+    max_leaves=30,
+)
+
+
+class Thing:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+@given(VALUES, st.integers(0, pickle.HIGHEST_PROTOCOL))
+def test_every_honest_pickle_passes(value: Any, protocol: int) -> None:
+    check_sizes(pickle.dumps(value, protocol))
+    check_sizes(pickle.dumps([Thing(value), Thing, len], protocol))
+
+
+def test_many_objects_pass() -> None:
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        check_sizes(pickle.dumps([str(n) for n in range(3000)], protocol))
+
+
+@given(st.binary(max_size=200))
+def test_what_passes_asks_for_no_more_than_its_length(noise: bytes) -> None:
+    try:
+        check_sizes(noise)
+    except ValueError:
+        return
+    for opcode, argument, _ in pickletools.genops(io.BytesIO(noise)):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            assert argument <= max(255, len(noise))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"]r\xff\xff\xff\x7f.",
+        b"]p1999999999\n.",
+        b"\x96\xff\xff\xff\xff\xff\x00\x00\x00.",
+        b"\x8e\xff\xff\xff\xff\x00\x00\x00\x00.",
+        b"\x8b\xff\xff\xff\xff.",
+        b"]",
+        b"cos\nsystem",
+        b"\xff.",
+        b"",
+    ],
+)
+def test_oversized_and_broken_pickles_are_refused(bad: bytes) -> None:
+    with pytest.raises(ValueError, match=r"size|end|opcode"):
+        check_sizes(bad)

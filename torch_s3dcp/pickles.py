@@ -1,0 +1,81 @@
+"""Looks through a pickle before it is loaded. Pure.
+
+The interpreter's own unpickler takes a pickle's word for sizes: one flipped bit turns an
+opcode into "remember this as number 1.9 billion", and a list of that length is allocated.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from struct import unpack_from
+
+_LENGTHS = {
+    pickletools.TAKEN_FROM_ARGUMENT1: (1, "<B"),
+    pickletools.TAKEN_FROM_ARGUMENT4: (4, "<i"),
+    pickletools.TAKEN_FROM_ARGUMENT4U: (4, "<I"),
+    pickletools.TAKEN_FROM_ARGUMENT8U: (8, "<Q"),
+}
+_STOP, _LONG_BINPUT, _PUT = ord("."), ord("r"), ord("p")
+_UNKNOWN, _LINE = -1000, -1
+_LINES = {"GLOBAL": 2, "INST": 2}
+
+
+def _argument_sizes() -> list[int]:
+    """For each opcode how many bytes of argument follow it, or one of pickletools' signs."""
+    sizes = [_UNKNOWN] * 256
+    for opcode in pickletools.opcodes:
+        argument = opcode.arg
+        sizes[ord(opcode.code)] = 0 if argument is None else argument.n
+    return sizes
+
+
+_SIZES = _argument_sizes()
+_LINE_COUNTS = {ord(op.code): _LINES.get(op.name, 1) for op in pickletools.opcodes}
+
+
+def check_sizes(data: bytes) -> None:
+    """Refuse a pickle that asks for more memory than its own length accounts for.
+
+    Raises:
+        ValueError: An opcode is unknown, a size or number is too large, or the end is missing.
+    """
+    position, end = 0, len(data)
+    sizes = _SIZES
+    while position < end:
+        opcode = data[position]
+        size = sizes[opcode]
+        position += 1
+        if size >= 0:
+            if opcode == _LONG_BINPUT:
+                _check_number(int.from_bytes(data[position : position + 4], "little"), end)
+            elif opcode == _STOP:
+                return
+            position += size
+        elif size in _LENGTHS:
+            width, form = _LENGTHS[size]
+            if position + width > end:
+                break
+            (length,) = unpack_from(form, data, position)
+            position += width + _check_number(length, end)
+        elif size == _LINE:
+            position = _skip_lines(data, position, opcode)
+        else:
+            raise ValueError(f"unknown opcode {opcode:#x} at {position - 1}")
+    raise ValueError("the pickle has no end")
+
+
+def _skip_lines(data: bytes, position: int, opcode: int) -> int:
+    for _ in range(_LINE_COUNTS[opcode]):
+        line_end = data.find(b"\n", position)
+        if line_end < 0:
+            raise ValueError("a line has no end")
+        if opcode == _PUT:
+            _check_number(int(data[position:line_end]), len(data))
+        position = line_end + 1
+    return position
+
+
+def _check_number(number: int, limit: int) -> int:
+    if not 0 <= number <= limit:
+        raise ValueError(f"a size of {number} in a pickle of {limit} bytes")
+    return number
