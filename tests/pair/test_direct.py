@@ -1,0 +1,173 @@
+"""The direct strategy: which bytes it asks for, where they land, and what it counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from support.dcp import Place, assert_same, failures, quiet, randn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
+
+from torch_s3dcp import S3StorageReader
+from torch_s3dcp.exceptions import InvalidCheckpointError
+from torch_s3dcp.readers.direct import DirectReaders
+from torch_s3dcp.stats import LoadStats
+from torch_s3dcp.testing.wrappers import RecordingTransport
+
+BIG = (1024, 1024)
+
+
+def load(
+    place: Place, state: dict[str, Any], planner: Any = None, **settings: Any
+) -> tuple[LoadStats, RecordingTransport]:
+    """Load through ``direct``; return its figures and its requests."""
+    transport = RecordingTransport(place.transport)
+    reader = S3StorageReader(
+        place.url("run"), transport=transport, reader_constructor=DirectReaders(**settings)
+    )
+    with quiet():
+        dcp.load(state, storage_reader=reader, planner=planner)
+    assert reader.stats is not None
+    return reader.stats, transport
+
+
+class Slice(dcp.DefaultLoadPlanner):
+    """Wants a box of every tensor, into a destination of its own."""
+
+    def __init__(self, box: tuple[slice, ...]) -> None:
+        super().__init__()
+        self.box = box
+        self.got: dict[str, torch.Tensor] = {}
+
+    def finish_plan(self, plan: LoadPlan) -> LoadPlan:
+        items = []
+        for item in plan.items:
+            offsets = torch.Size(part.start for part in self.box)
+            lengths = torch.Size(part.stop - part.start for part in self.box)
+            items.append(
+                ReadItem(item.type, item.dest_index, offsets, item.storage_index, offsets, lengths)
+            )
+        return LoadPlan(items)
+
+    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
+        size = tuple(read_item.lengths)
+        return self.got.setdefault(read_item.dest_index.fqn, torch.zeros(size))
+
+
+def test_large_tensors_are_received_in_place_and_without_head(memory: Place) -> None:
+    saved = {f"w{n}": randn(*BIG, seed=n) for n in range(4)}
+    memory.save(saved, "run", thread_count=2)
+    state = {name: torch.zeros(BIG) for name in saved}
+    stats, transport = load(memory, state)
+    assert_same(state, saved)
+    assert (stats.direct_items, stats.scratch_items, stats.fallback_items) == (4, 0, 0)
+    assert stats.peak_scratch < 64 * 1024
+    assert [call.operation for call in transport.requests] == ["get"] * (1 + stats.requests)
+    assert stats.bytes_read == stats.bytes_needed
+
+
+def test_many_small_tensors_share_requests(memory: Place) -> None:
+    saved = {f"w{n}": randn(64, seed=n) for n in range(500)}
+    memory.save(saved, "run")
+    state = {name: torch.zeros(64) for name in saved}
+    stats, _ = load(memory, state)
+    assert_same(state, saved)
+    assert stats.requests == 1
+    assert stats.scratch_items == 500
+
+
+@pytest.mark.parametrize(
+    ("box", "exact"),
+    [
+        ((slice(256, 384), slice(0, 1024)), True),
+        ((slice(0, 1024), slice(128, 256)), False),
+        ((slice(100, 101), slice(7, 8)), True),
+    ],
+    ids=["rows", "columns", "element"],
+)
+def test_a_slice_costs_its_own_bytes(memory: Place, box: Any, exact: bool) -> None:
+    saved = {"w": randn(*BIG)}
+    memory.save(saved, "run")
+    planner = Slice(box)
+    stats, _ = load(memory, {"w": torch.zeros(BIG)}, planner, max_gap_size=64 * 1024)
+    assert torch.equal(planner.got["w"], saved["w"][box])
+    wanted = planner.got["w"].nbytes
+    if exact:
+        assert stats.bytes_read <= wanted + 2048
+    assert stats.bytes_read <= saved["w"].nbytes
+
+
+def test_columns_without_gaps_are_fetched_run_by_run(memory: Place) -> None:
+    saved = {"w": randn(64, 1024)}
+    memory.save(saved, "run")
+    planner = Slice((slice(0, 64), slice(0, 512)))
+    stats, _ = load(memory, {"w": torch.zeros(64, 1024)}, planner, max_gap_size=0)
+    assert torch.equal(planner.got["w"], saved["w"][:, :512])
+    assert stats.requests == 64
+    assert stats.bytes_read <= planner.got["w"].nbytes + 2048
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.zeros(BIG, dtype=torch.float64),
+        lambda: torch.zeros(BIG).t(),
+        lambda: torch.zeros(1024, 2048)[:, ::2],
+    ],
+    ids=["dtype", "transposed", "strided"],
+)
+def test_other_destinations_are_filled_through_scratch(memory: Place, make: Any) -> None:
+    saved = randn(*BIG)
+    memory.save({"w": saved}, "run")
+    state = {"w": make()}
+    stats, _ = load(memory, state)
+    assert torch.equal(state["w"].float(), saved)
+    assert (stats.direct_items, stats.scratch_items) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [randn(*BIG).t(), randn(256, 512, dtype=torch.complex64).conj()],
+    ids=["strides", "conj"],
+)
+def test_a_surprise_in_the_envelope_goes_to_torch(memory: Place, stored: torch.Tensor) -> None:
+    memory.save({"w": stored}, "run")
+    state = {"w": torch.zeros(stored.shape, dtype=stored.dtype)}
+    stats, _ = load(memory, state)
+    assert torch.equal(state["w"], stored)
+    assert (stats.direct_items, stats.fallback_items) == (0, 1)
+
+
+def test_a_damaged_envelope_is_an_error_and_commits_nothing(memory: Place) -> None:
+    memory.save({"w": randn(*BIG)}, "run")
+    (path,) = memory.listing("run/__")
+    whole = bytearray(memory.read(path))
+    whole[0:4] = b"\0\0\0\0"
+    memory.transport.put(memory.bucket, path, bytes(whole))
+    with pytest.raises(CheckpointException) as caught:
+        load(memory, {"w": torch.zeros(BIG)})
+    (error,) = failures(caught.value)
+    assert type(error) is InvalidCheckpointError
+    assert error.tensor == "w"
+
+
+def test_the_gap_decides_between_reading_through_and_asking_again(memory: Place) -> None:
+    saved = {f"w{n}": randn(*BIG, seed=n) for n in range(5)}
+    memory.save(saved, "run")
+    wanted = {"w0": torch.zeros(BIG), "w4": torch.zeros(BIG)}
+    apart, _ = load(memory, dict(wanted), max_gap_size=0)
+    through, _ = load(memory, dict(wanted), max_gap_size=2**30)
+    assert (apart.requests, apart.bytes_wasted) == (2, 0)
+    assert through.requests == 1
+    assert through.bytes_wasted > saved["w1"].nbytes
+
+
+def test_other_readers_have_no_stats(memory: Place) -> None:
+    memory.save({"w": randn(10)}, "run")
+    reader = memory.reader("run", reader_constructor="sequential")
+    with quiet():
+        dcp.load({"w": torch.zeros(10)}, storage_reader=reader)
+    assert reader.stats is None
