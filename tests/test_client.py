@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torch_s3dcp import S3Client, S3ClientConfig, S3ReaderConstructor, S3Writer
-from torch_s3dcp.client import ResumingStream
 from torch_s3dcp.exceptions import (
     AccessDeniedError,
     BucketNotFoundError,
@@ -25,6 +24,7 @@ from torch_s3dcp.exceptions import (
     TruncatedObjectError,
     WrongRangeError,
 )
+from torch_s3dcp.pinned import ResumingStream
 from torch_s3dcp.testing.servers import MotoServer
 from torch_s3dcp.testing.wrappers import Fault, FaultTransport, RecordingTransport
 from torch_s3dcp.transports import BotoTransport, MemoryTransport, ObjectBody

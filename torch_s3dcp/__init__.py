@@ -10,11 +10,12 @@
 """
 
 from ._version import __version__
-from .client import S3Client, S3Writer
+from .client import S3Client
 from .config import S3ClientConfig, S3Credentials
 from .constructors import DCPOptimizedConstructor, S3ReaderConstructor
 from .exceptions import S3DCPError
 from .filesystem import S3FileSystem
+from .object_writer import S3Writer
 from .prefixes import (
     BinaryPrefixStrategy,
     DefaultPrefixStrategy,

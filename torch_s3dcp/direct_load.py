@@ -19,17 +19,16 @@ from .exceptions import S3DCPError
 from .fetching import Fetch, Fetched, FetchPool
 from .landing import (
     SMALL_ITEM,
-    Destinations,
     Landing,
     LargeTensor,
     Outcome,
     Part,
-    Scratch,
     Serve,
     SmallTensor,
     WholeItem,
     predict_layout,
 )
+from .memory import Destinations, Scratch
 from .plan import FilePlan, PlannedItem
 from .readers.contract import ObjectStream
 from .spans import Piece, Span

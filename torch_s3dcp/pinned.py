@@ -1,0 +1,137 @@
+"""One version of one object, read over connections that may break."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .exceptions import (
+    EndpointError,
+    ObjectChangedError,
+    S3DCPError,
+    TruncatedObjectError,
+    WrongRangeError,
+)
+from .transports import ObjectBody, ObjectInfo, Transport
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class PinnedObject:
+    """One version of one object: the ETag of the first answer binds all later requests."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        bucket: str,
+        key: str,
+        info: ObjectInfo | None,
+        attempts: int,
+    ) -> None:
+        self._transport = transport
+        self._bucket = bucket
+        self._key = key
+        self._info = info
+        self._attempts = attempts
+        self._lock = threading.Lock()
+
+    def info(self) -> ObjectInfo:
+        if self._info is None:
+            found = self._transport.head(self._bucket, self._key)
+            with self._lock:
+                self._info = self._info or found
+        return self._info
+
+    def stream(self, start: int | None = None, end: int | None = None) -> ResumingStream:
+        return ResumingStream(self._open, start or 0, end, self._attempts)
+
+    def _open(self, start: int, end: int | None) -> ObjectBody:
+        etag = self._info.etag if self._info else None
+        body = self._transport.get(self._bucket, self._key, start, end, if_match=etag)
+        with self._lock:
+            known = self._info = self._info or body.info
+        if not _same_version(known, body.info):
+            # Not every server knows If-Match, and a first answer may come while waiting.
+            body.close()
+            raise ObjectChangedError(
+                "the object was replaced while it was being read; load again",
+                bucket=self._bucket,
+                key=self._key,
+            )
+        return body
+
+
+def _same_version(known: ObjectInfo, served: ObjectInfo) -> bool:
+    comparable = known.etag is not None and served.etag is not None
+    return known.size == served.size and (not comparable or known.etag == served.etag)
+
+
+class ResumingStream(io.RawIOBase):
+    """A byte range that survives broken connections.
+
+    A body that breaks is continued at the next missing byte by a new request. Progress
+    resets the count of attempts.
+
+    Args:
+        open_range: Requests ``[start, end)``.
+        start: First byte.
+        end: End, exclusive; None: the end of the object.
+        attempts: Tries without a single new byte, after which the error is raised.
+    """
+
+    def __init__(
+        self,
+        open_range: Callable[[int, int | None], ObjectBody],
+        start: int,
+        end: int | None,
+        attempts: int,
+    ) -> None:
+        self._open_range = open_range
+        self._attempts = attempts
+        self._failures = 0
+        self._body = open_range(start, end)
+        self._end = self._body.end
+
+    @property
+    def info(self) -> ObjectInfo:
+        """Describes the whole object."""
+        return self._body.info
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        while True:
+            try:
+                count = self._body.readinto(buffer)
+            except (EndpointError, TruncatedObjectError) as error:
+                self._resume(error)
+            else:
+                if count:
+                    self._failures = 0
+                return count
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(partial(self.read, 1024 * 1024), b"")
+
+    def close(self) -> None:
+        self._body.close()
+        super().close()
+
+    def _resume(self, error: S3DCPError) -> None:
+        position = self._body.position
+        self._body.close()
+        while True:
+            self._failures += 1
+            if self._failures >= self._attempts or self.closed:
+                raise error.locate(attempts=self._failures)
+            try:
+                # What the transport tries again by itself and gives up on comes out of here.
+                self._body = self._open_range(position, self._end)
+                return
+            except WrongRangeError as again:
+                error = again
