@@ -22,10 +22,10 @@ import torch.multiprocessing as mp
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch_s3dcp.testing.wrappers import RecordingTransport
 
 from torch_s3dcp import S3StorageReader, S3StorageWriter, available_readers
 from torch_s3dcp.testing.servers import SeaweedServer
+from torch_s3dcp.testing.wrappers import RecordingTransport
 from torch_s3dcp.transports import BotoTransport
 
 from .transformer import SMALL, make_model
