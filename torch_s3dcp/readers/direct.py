@@ -16,8 +16,9 @@ _MIB = 1024 * 1024
 DEFAULT_PART_SIZE = 32 * _MIB
 
 # What a request is taken to cost before anything was measured: the first byte of S3 takes
-# some tens of milliseconds, one connection brings about 100 MB/s.
-_ASSUMED_BYTES_PER_SECOND = 100e6
+# some tens of milliseconds. Other requests go on meanwhile, so it costs one connection's share
+# of the bandwidth for that time, which is little when many are in flight.
+_ASSUMED_BYTES_PER_SECOND = 25e6
 _WHOLE_BELOW = _MIB
 
 
