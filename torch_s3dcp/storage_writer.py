@@ -262,7 +262,10 @@ class S3StorageWriter(StorageWriter):
         Raises:
             CommitConflictError: Another save got there first. Nothing of it was touched.
             CommitUnknownError: The server did not say whether the commit landed.
-            StorageError: The commit failed; the previous checkpoint is untouched.
+            ConfigurationError: The ranks saved to different places, or this step came too early.
+            InvalidCheckpointError: Two ranks wrote one item, or the metadata holds something
+                that a load would refuse.
+            StorageError: The commit was refused; the previous checkpoint is untouched.
         """
         run = self._under_way("finish")
         if run.commit is None:

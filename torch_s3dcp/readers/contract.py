@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ..exceptions import ConfigurationError
+from ..exceptions import ConfigurationError, TruncatedObjectError
 from ..ranges import ItemRange
 
 if TYPE_CHECKING:
@@ -196,6 +196,26 @@ class S3Reader(io.BufferedIOBase):
 
     def read1(self, size: int = -1, /) -> bytes:
         return self.read(size)
+
+    def fetch(self, start: int, end: int, target: memoryview) -> int:
+        """Receive ``[start, end)`` into ``target`` by one request; return how many bytes came.
+
+        Raises:
+            TruncatedObjectError: The stream ended before the range did.
+        """
+        stream = self._get_stream(start, end)
+        try:
+            count = fill_from(stream, target)
+        finally:
+            stream.close()
+        if count < end - start:
+            raise TruncatedObjectError(
+                "the stream ended before the end of the range",
+                bucket=self.bucket,
+                key=self.key,
+                byte_range=(start, end),
+            )
+        return count
 
     def _check_open(self) -> None:
         if self.closed:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ..exceptions import ConfigurationError, TruncatedObjectError
+from ..exceptions import ConfigurationError
 from ..spans import Piece, Span, plan_spans, worthwhile_gap
-from .contract import GetStream, S3Reader, fill_from
+from .contract import GetStream, S3Reader
 
 T = TypeVar("T")
 
@@ -48,19 +48,7 @@ class DirectS3Reader(S3Reader):
         end = min(position + len(target), self.measure())
         if end <= position:
             return 0
-        stream = self._get_stream(position, end)
-        try:
-            count = fill_from(stream, target[: end - position])
-        finally:
-            stream.close()
-        if count < end - position:
-            raise TruncatedObjectError(
-                "the stream ended before the end of the range",
-                bucket=self.bucket,
-                key=self.key,
-                byte_range=(position, end),
-            )
-        return count
+        return self.fetch(position, end, target[: end - position])
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..exceptions import ConfigurationError, TruncatedObjectError
-from .contract import GetStream, S3Reader, fill_from
+from ..exceptions import ConfigurationError
+from .contract import GetStream, S3Reader
 
 DEFAULT_BUFFER_SIZE = 8 * 1024 * 1024
 
@@ -55,7 +55,7 @@ class RangedS3Reader(S3Reader):
         if missing <= 0:
             return filled
         if missing >= self._buffer_size:
-            return filled + self._fetch(position, end, target[filled : filled + missing])
+            return filled + self.fetch(position, end, target[filled : filled + missing])
         self._load(position)
         return filled + self._from_buffer(position, target[filled : filled + missing])
 
@@ -79,22 +79,7 @@ class RangedS3Reader(S3Reader):
             self._buffer = memoryview(bytearray(min(self._buffer_size, self.measure())))
         # Empty while it is being filled, so that a failure cannot leave stale bytes behind.
         self._buffer_start = self._buffer_end = start
-        self._buffer_end = start + self._fetch(start, end, self._buffer[: end - start])
-
-    def _fetch(self, start: int, end: int, target: memoryview) -> int:
-        stream = self._get_stream(start, end)
-        try:
-            count = fill_from(stream, target)
-        finally:
-            stream.close()
-        if count < len(target):
-            raise TruncatedObjectError(
-                "the stream ended before the end of the range",
-                bucket=self.bucket,
-                key=self.key,
-                byte_range=(start, end),
-            )
-        return count
+        self._buffer_end = start + self.fetch(start, end, self._buffer[: end - start])
 
 
 def check_buffer_size(buffer_size: int | None) -> int:

@@ -50,6 +50,8 @@ def client_for(region: str | None, config: S3ClientConfig, agent: str) -> Boto3S
     if config.client is not None:
         return config.client
     key = (region, config, agent, _environment())
+    # Held while a client is made and looks for credentials: whoever waits needs that client,
+    # and a second one would cost the same again.
     with _lock:
         client = _clients.get(key)
         if client is None:
