@@ -69,6 +69,9 @@ class S3ClientConfig:
         sse_kms_key_id: Key for the two KMS modes.
         checksum_algorithm: Checksum that the server verifies on uploads. CRC64NVME and
             CRC32C need the extra ``torch_s3dcp[crt]``.
+        presigned_reads: Ask for further ranges of an object by a URL that was signed once, which
+            takes a fraction of the CPU time. Where a server refuses such URLs (some bucket policies
+            do), it is asked in the ordinary way.
         connect_timeout: Seconds to wait for a connection.
         read_timeout: Seconds to wait for the next byte of an answer.
 
@@ -93,11 +96,12 @@ class S3ClientConfig:
     server_side_encryption: str | None = None
     sse_kms_key_id: str | None = None
     checksum_algorithm: str | None = None
+    presigned_reads: bool = True
     connect_timeout: float = 10.0
     read_timeout: float = 60.0
 
     def __post_init__(self) -> None:
-        _of_kind(self, bool, "unsigned", "force_path_style", "requester_pays")
+        _of_kind(self, bool, "unsigned", "force_path_style", "requester_pays", "presigned_reads")
         _of_kind(self, (str, type(None)), "profile", "endpoint_url", "storage_class")
         _of_kind(self, (str, type(None)), "sse_kms_key_id")
         _of_kind(self, (S3Credentials, type(None)), "credentials")

@@ -93,7 +93,8 @@ class ResumingStream(io.RawIOBase):
         self._open_range = open_range
         self._attempts = attempts
         self._failures = 0
-        self._body = open_range(start, end)
+        self._retries = 0
+        self._body = self._begin(start, end)
         self._end = self._body.end
 
     @property
@@ -122,16 +123,28 @@ class ResumingStream(io.RawIOBase):
         self._body.close()
         super().close()
 
+    @property
+    def retries(self) -> int:
+        """Requests that failed so far, here or inside the transport."""
+        return self._retries + self._body.retries
+
     def _resume(self, error: S3DCPError) -> None:
         position = self._body.position
         self._body.close()
+        self._retries += self._body.retries
+        self._failed(error)
+        self._body = self._begin(position, self._end)
+
+    def _begin(self, position: int, end: int | None) -> ObjectBody:
         while True:
-            self._failures += 1
-            if self._failures >= self._attempts or self.closed:
-                raise error.locate(attempts=self._failures)
             try:
                 # What the transport tries again by itself and gives up on comes out of here.
-                self._body = self._open_range(position, self._end)
-                return
-            except WrongRangeError as again:
-                error = again
+                return self._open_range(position, end)
+            except WrongRangeError as error:
+                self._failed(error)
+
+    def _failed(self, error: S3DCPError) -> None:
+        self._failures += 1
+        self._retries += 1
+        if self._failures >= self._attempts or self.closed:
+            raise error.locate(attempts=self._failures) from error

@@ -1,21 +1,28 @@
-"""The exchange of GET bodies behind botocore, against a small HTTP server."""
+"""The exchange of GET bodies behind botocore, against a small HTTP server, with TLS and without."""
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import os
+import random
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+import trustme
 from botocore.config import Config
 
 from torch_s3dcp import S3ClientConfig, S3Credentials
-from torch_s3dcp.exceptions import EndpointError, ObjectNotFoundError
+from torch_s3dcp.exceptions import EndpointError, ObjectChangedError, ObjectNotFoundError
 from torch_s3dcp.transports import BotoTransport
-from torch_s3dcp.transports.exchange import DirectExchange
+from torch_s3dcp.transports.connections import Connections
+from torch_s3dcp.transports.exchange import BotocoreExchange
 
 BLOB = bytes(i % 251 for i in range(300_000))
 
@@ -31,6 +38,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests += 1  # type: ignore[attr-defined]
+        if "X-Amz-Signature" in self.path:
+            self.server.signed.append(self.path)  # type: ignore[attr-defined]
+            if self.server.answers:  # type: ignore[attr-defined]
+                self.refuse(self.server.answers.pop())  # type: ignore[attr-defined]
+                return
+            self.path = self.path.partition("?")[0]
         if self.path.endswith("missing"):
             body = b"<Error><Code>NoSuchKey</Code><Message>none</Message></Error>"
             self.send_response(404)
@@ -51,15 +64,47 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
 
+    def refuse(self, status: int) -> None:
+        """Answers as a server does that does not like the request."""
+        body = BLOB if status == 200 else b"<Error><Code>No</Code></Error>"
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"one"')
+        self.end_headers()
+        self.wfile.write(body)
+
     def log_message(self, *_: Any) -> None:
         pass
 
 
-@pytest.fixture
-def server() -> Iterator[Any]:
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def tls_settings(authority: trustme.CA, name: str) -> ssl.SSLContext:
+    """What a server needs that claims to be ``name``."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    return context
+
+
+def trust(authority: trustme.CA, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority.cert_pem.write_to_path(str(folder / "authority.pem"))
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(folder / "authority.pem"))
+
+
+@contextlib.contextmanager
+def serving(context: ssl.SSLContext | None) -> Iterator[Any]:
     listener: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     listener.connections = listener.requests = 0
+    listener.signed, listener.answers = [], []
     listener.daemon_threads = True
+    listener.scheme = "https" if context else "http"
+    if context:
+        listener.socket = context.wrap_socket(
+            listener.socket, server_side=True, do_handshake_on_connect=False
+        )
     thread = threading.Thread(target=listener.serve_forever, daemon=True)
     thread.start()
     yield listener
@@ -67,9 +112,24 @@ def server() -> Iterator[Any]:
     listener.server_close()
 
 
-def transport_at(port: int, **settings: Any) -> BotoTransport:
+@pytest.fixture(params=["http", "https"])
+def server(
+    request: pytest.FixtureRequest,
+    authority: trustme.CA,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Any]:
+    context = None
+    if request.param == "https":
+        trust(authority, tmp_path, monkeypatch)
+        context = tls_settings(authority, "127.0.0.1")
+    with serving(context) as listener:
+        yield listener
+
+
+def transport_at(port: int, scheme: str = "http", **settings: Any) -> BotoTransport:
     config = S3ClientConfig(
-        endpoint_url=f"http://127.0.0.1:{port}",
+        endpoint_url=f"{scheme}://127.0.0.1:{port}",
         credentials=S3Credentials("key", "secret"),
         force_path_style=True,
         **{"max_attempts": 1, **settings},
@@ -77,12 +137,14 @@ def transport_at(port: int, **settings: Any) -> BotoTransport:
     return BotoTransport("us-east-1", config)
 
 
-def transport_to(server: Any) -> BotoTransport:
-    return transport_at(server.server_address[1])
+def transport_to(server: Any, **settings: Any) -> BotoTransport:
+    return transport_at(server.server_address[1], server.scheme, **settings)
 
 
-def read(transport: BotoTransport, key: str, start: int, end: int) -> bytes:
-    with transport.get("bucket", key, start, end) as body:
+def read(
+    transport: BotoTransport, key: str, start: int, end: int, etag: str | None = None
+) -> bytes:
+    with transport.get("bucket", key, start, end, if_match=etag) as body:
         return body.readall()
 
 
@@ -90,20 +152,20 @@ def test_botocore_hands_its_gets_over(server: Any) -> None:
     """Fails when a new botocore no longer asks the handler, or asks it otherwise."""
     calls: list[str] = []
 
-    class Spy(DirectExchange):
+    class Spy(BotocoreExchange):
         def exchange(self, request: Any, **options: Any) -> Any:
             calls.append(request.method)
             return super().exchange(request, **options)
 
     client = boto3.client(
         "s3",
-        endpoint_url=f"http://127.0.0.1:{server.server_address[1]}",
+        endpoint_url=f"{server.scheme}://127.0.0.1:{server.server_address[1]}",
         region_name="us-east-1",
         aws_access_key_id="key",
         aws_secret_access_key="secret",
         config=Config(s3={"addressing_style": "path"}),
     )
-    Spy(5, 5, 4).register(client)
+    Spy(Connections(5, 5, 4, os.environ.get("AWS_CA_BUNDLE", True))).register(client)
     body = client.get_object(Bucket="bucket", Key="key", Range="bytes=10-99")["Body"]
     target = bytearray(90)
     assert body.readinto(target) == 90
@@ -179,4 +241,83 @@ def test_it_steps_aside_for_a_proxy(server: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_address[1]}")
     monkeypatch.setenv("no_proxy", "")
     request = type("Request", (), {"url": "http://somewhere.invalid/key", "headers": {}})()
-    assert DirectExchange(1, 1, 1).exchange(request) is None
+    assert BotocoreExchange(Connections(1, 1, 1)).exchange(request) is None
+
+
+def test_further_ranges_use_one_signed_url(server: Any) -> None:
+    transport = transport_to(server)
+    for start in range(0, 1000, 100):
+        assert read(transport, "key", start, start + 100, '"one"') == BLOB[start : start + 100]
+    assert (server.connections, server.requests) == (1, 10)
+    assert len(server.signed) == 10
+    assert len(set(server.signed)) == 1
+    assert "X-Amz-Algorithm=AWS4-HMAC-SHA256" in server.signed[0]
+    assert "secret" not in server.signed[0]
+
+
+def test_signed_urls_can_be_switched_off(server: Any) -> None:
+    transport = transport_to(server, presigned_reads=False)
+    assert read(transport, "key", 3, 7, '"one"') == BLOB[3:7]
+    assert server.signed == []
+
+
+@pytest.mark.parametrize("status", [200, 301, 400, 403, 501])
+def test_a_server_without_signed_ranges_is_asked_once(server: Any, status: int) -> None:
+    transport = transport_to(server)
+    server.answers = [status]
+    for start in (0, 50_000, 100_000):
+        assert read(transport, "key", start, start + 50, '"one"') == BLOB[start : start + 50]
+    assert (len(server.signed), server.requests) == (1, 4)
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_a_passing_refusal_does_not_end_signed_ranges(server: Any, status: int) -> None:
+    transport = transport_to(server)
+    server.answers = [status]
+    with transport.get("bucket", "key", 0, 50, if_match='"one"') as body:
+        assert body.readall() == BLOB[:50]
+        assert body.retries == 1
+    with transport.get("bucket", "key", 50, 90, if_match='"one"') as body:
+        assert body.readall() == BLOB[50:90]
+        assert body.retries == 0
+    assert (len(server.signed), server.requests) == (2, 3)
+
+
+def test_another_version_is_noticed_by_signed_ranges(server: Any) -> None:
+    transport = transport_to(server)
+    with pytest.raises(ObjectChangedError):
+        read(transport, "key", 0, 50, '"two"')
+
+
+def test_any_cut_of_a_body_can_be_received(server: Any) -> None:
+    transport = transport_to(server)
+    choose = random.Random(7)
+    with transport.get("bucket", "key", 0, len(BLOB)) as body:
+        whole = bytearray(len(BLOB))
+        position = 0
+        while position < len(BLOB):
+            size = choose.choice((1, 5, 4096, 16384, 16385, 70_000))
+            position += body.readinto(memoryview(whole)[position : position + size])
+    assert bytes(whole) == BLOB
+
+
+def test_a_certificate_for_another_name_is_refused(
+    authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trust(authority, tmp_path, monkeypatch)
+    with serving(tls_settings(authority, "somewhere.else")) as server:
+        with pytest.raises(EndpointError, match="certificate"):
+            read(transport_to(server), "key", 0, 10)
+        assert server.requests == 0
+
+
+def test_an_unknown_authority_is_refused(authority: trustme.CA) -> None:
+    with serving(tls_settings(authority, "127.0.0.1")) as server:
+        with pytest.raises(EndpointError, match="certificate"):
+            read(transport_to(server), "key", 0, 10)
+        assert server.requests == 0
+
+
+def test_a_server_without_tls_is_named() -> None:
+    with serving(None) as server, pytest.raises(EndpointError, match="SSL"):
+        read(transport_at(server.server_address[1], "https"), "key", 0, 10)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from botocore.response import StreamingBody
 from s3transfer.exceptions import S3CopyFailedError
 
 from ..config import S3ClientConfig
@@ -20,12 +21,12 @@ from ..exceptions import (
     WrongRangeError,
 )
 from ..parts import part_size_for
-from .clients import client_for, patient_uploader, uploader_for
+from .clients import Client, client_for, patient_uploader, uploader_for
 from .contract import ListPage, ObjectBody, ObjectInfo, RawBody, check_span, too_short
 from .errors import refusal, translated
+from .exchange import AskAgain
 
 if TYPE_CHECKING:
-    from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client as Boto3S3Client
 
 _log = logging.getLogger(__name__)
@@ -58,6 +59,9 @@ class BotoTransport:
     @property
     def client(self) -> Boto3S3Client:
         """The boto3 client behind this transport."""
+        return self._client().boto
+
+    def _client(self) -> Client:
         return client_for(self.region, self.config, self.agent)
 
     def prepare(self) -> None:
@@ -81,6 +85,14 @@ class BotoTransport:
         check_span(start, end)
         if start == end:
             return self._nothing(bucket, key, start, if_match)
+        retries = 0
+        if end is not None and if_match is not None:
+            try:
+                signed = self._get_signed(bucket, key, start, end, if_match)
+                if signed is not None:
+                    return signed
+            except AskAgain:
+                retries = 1
         options: dict[str, Any] = self._payer()
         if start or end is not None:
             options["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
@@ -100,11 +112,30 @@ class BotoTransport:
             # "All from the end on" is nothing; to HTTP it is an error.
             return self._nothing(bucket, key, start, if_match)
         body = _Body(answer["Body"], bucket, key, whole="Range" not in options)
-        try:
-            return _check_answer(answer, body, bucket, key, start, end, if_match)
-        except BaseException:
-            body.close()
-            raise
+        found = _checked(answer, body, bucket, key, start, end, if_match)
+        found.retries = retries + answer["ResponseMetadata"].get("RetryAttempts", 0)
+        return found
+
+    def _get_signed(
+        self, bucket: str, key: str, start: int, end: int, etag: str
+    ) -> ObjectBody | None:
+        """The short way for a further range of an object; None where it does not lead there."""
+        ranges = self._client().ranges
+        if ranges is None:
+            return None
+        with translated("GetObject", bucket, key, (start, end)):
+            answer = ranges.get(bucket, key, start, end, etag)
+        length = answer.headers.get("Content-Length") if answer else None
+        if answer is None or length is None:
+            return None
+        about = {
+            "ETag": answer.headers.get("ETag"),
+            "ContentLength": int(length),
+            "ContentRange": answer.headers.get("Content-Range"),
+        }
+        stream = StreamingBody(cast("Any", answer.body), int(length))
+        body = _Body(stream, bucket, key, whole=False)
+        return _checked(about, body, bucket, key, start, end, etag)
 
     def put(
         self,
@@ -329,6 +360,23 @@ class _Source:
         if block is None:
             raise BlockingIOError("a stream to upload must block until it has data")
         return block
+
+
+def _checked(
+    answer: Any,
+    body: _Body,
+    bucket: str,
+    key: str,
+    start: int,
+    end: int | None,
+    if_match: str | None,
+) -> ObjectBody:
+    """The body of an answer whose headers fit the request."""
+    try:
+        return _check_answer(answer, body, bucket, key, start, end, if_match)
+    except BaseException:
+        body.close()
+        raise
 
 
 def _check_answer(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -20,14 +21,24 @@ from s3transfer.manager import TransferConfig, TransferManager
 
 from .._version import __version__
 from ..config import S3ClientConfig
+from .connections import Connections
 from .errors import translated
-from .exchange import DirectExchange
+from .exchange import BotocoreExchange, SignedRanges
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client as Boto3S3Client
 
+
+@dataclass(frozen=True)
+class Client:
+    """A boto3 client, and the short way for further ranges of an object, where there is one."""
+
+    boto: Boto3S3Client
+    ranges: SignedRanges | None = None
+
+
 _lock = threading.Lock()
-_clients: dict[tuple[str | None, S3ClientConfig, str, int], Boto3S3Client] = {}
+_clients: dict[tuple[str | None, S3ClientConfig, str, int], Client] = {}
 _uploaders: dict[tuple[int, int], TransferManager] = {}
 
 
@@ -41,14 +52,14 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def client_for(region: str | None, config: S3ClientConfig, agent: str) -> Boto3S3Client:
+def client_for(region: str | None, config: S3ClientConfig, agent: str) -> Client:
     """The process's client for these settings; made at the first call.
 
     Raises:
         ConfigurationError: boto3 refuses the settings, such as an unknown profile.
     """
     if config.client is not None:
-        return config.client
+        return Client(config.client)
     key = (region, config, agent, _environment())
     # Held while a client is made and looks for credentials: whoever waits needs that client,
     # and a second one would cost the same again.
@@ -118,9 +129,7 @@ def patient_uploader(client: Boto3S3Client, part_size: int) -> TransferManager:
     return TransferManager(client, settings, executor_cls=NonThreadedExecutor)
 
 
-def _make_client(
-    region: str | None, config: S3ClientConfig, agent: str
-) -> tuple[Boto3S3Client, bool]:
+def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> tuple[Client, bool]:
     """A new client, and whether it found credentials: without them it is not worth keeping."""
     core = None if config.session else botocore.session.Session(profile=config.profile)
     session = config.session or boto3.Session(botocore_session=core)
@@ -137,6 +146,7 @@ def _make_client(
             "aws_secret_access_key": given.secret_access_key,
             "aws_session_token": given.session_token,
         }
+    about = f"torch_s3dcp/{__version__} {agent}".strip()
     client: Boto3S3Client = session.client(
         "s3",
         region_name=region,
@@ -150,18 +160,22 @@ def _make_client(
             # A range has no checksum of its own, and servers exist that answer with the
             # whole object's; whole objects ask for validation request by request.
             response_checksum_validation="when_required",
-            user_agent_extra=f"torch_s3dcp/{__version__} {agent}".strip(),
+            user_agent_extra=about,
             **options,
         ),
         **keys,
     )
+    ranges = None
     if core is not None:
         # How a session of the user's own finds its certificates is not to be known from outside.
-        DirectExchange(
+        connections = Connections(
             config.connect_timeout,
             config.read_timeout,
             config.max_concurrency,
             get_cert_path(core.get_config_variable("ca_bundle") or True) or True,
-        ).register(client)
+        )
+        BotocoreExchange(connections).register(client)
+        if config.presigned_reads and not config.requester_pays:
+            ranges = SignedRanges(client, connections, about)
     anonymous = config.unsigned or config.credentials is not None
-    return client, anonymous or session.get_credentials() is not None
+    return Client(client, ranges), anonymous or session.get_credentials() is not None

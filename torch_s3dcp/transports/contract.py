@@ -52,13 +52,17 @@ class ObjectBody(io.RawIOBase):
     ``info.size`` is the size of the whole object. ``readinto`` blocks until there are bytes
     and returns 0 only when all of the range has been handed out; a body that ends early
     raises :class:`TruncatedObjectError`. Iterating gives blocks of at most 1 MiB.
+    ``retries`` counts the requests that failed before this one was answered.
     """
 
-    def __init__(self, raw: RawBody, info: ObjectInfo, start: int, end: int) -> None:
+    def __init__(
+        self, raw: RawBody, info: ObjectInfo, start: int, end: int, *, retries: int = 0
+    ) -> None:
         self.info = info
         self.start = start
         self.end = end
         self.position = start
+        self.retries = retries
         self._raw = raw
 
     def readable(self) -> bool:

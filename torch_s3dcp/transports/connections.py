@@ -1,0 +1,224 @@
+"""HTTP connections whose bodies are received straight into the caller's memory."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import ssl
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from urllib3.util import wait_for_read
+
+from .tls import TLSSocket, decrypting_threads
+
+_Place = tuple[str, str]
+
+
+class ConnectFailed(OSError):
+    """There is no connection to the server; its cause says why."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The head of an HTTP answer, and its body to come."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: RawBody
+
+
+@dataclass
+class Connections:
+    """Sends GET requests; keeps connections open between them. For any number of threads.
+
+    Args:
+        connect_timeout: Seconds to wait for a connection.
+        read_timeout: Seconds to wait for the next bytes.
+        max_idle: Connections kept open at most.
+        verify: True, False, or the path of a file of certificate authorities.
+    """
+
+    connect_timeout: float
+    read_timeout: float
+    max_idle: int
+    verify: bool | str = True
+    _idle: dict[_Place, list[http.client.HTTPConnection]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _decrypting: threading.Semaphore = field(default_factory=decrypting_threads)
+    _tls: ssl.SSLContext | None = None
+
+    def get(self, address: str, headers: Mapping[str, str]) -> Answer | None:
+        """Send a request, and wait for the head of its answer.
+
+        Returns:
+            None where a proxy is in the way: this is not for us.
+
+        Raises:
+            ConnectFailed: No connection.
+            OSError, http.client.HTTPException: It broke before the answer's head was complete.
+        """
+        url = urllib.parse.urlsplit(address)
+        place = (url.scheme, url.netloc)
+        target = urllib.parse.urlunsplit(("", "", url.path or "/", url.query, ""))
+        while True:
+            connection = self._idle_one(place)
+            fresh = connection is None
+            if connection is None:
+                if _needs_proxy(url):
+                    return None
+                connection = self._connect(url)
+            try:
+                connection.request("GET", target, headers=dict(headers))
+                answer = connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                if fresh or isinstance(error, TimeoutError):
+                    raise
+                # An idle connection may have been closed by the server: not a failure.
+                continue
+            body = RawBody(answer, connection, partial(self._give_back, place))
+            return Answer(answer.status, answer.headers, body)
+
+    def _idle_one(self, place: _Place) -> http.client.HTTPConnection | None:
+        """An open connection to the server that nobody uses."""
+        while True:
+            with self._lock:
+                idle = self._idle.get(place)
+                connection = idle.pop() if idle else None
+            if connection is None or not _dropped(connection):
+                return connection
+            connection.close()
+
+    def _connect(self, url: urllib.parse.SplitResult) -> http.client.HTTPConnection:
+        host = url.hostname or ""
+        connection: http.client.HTTPConnection
+        if url.scheme == "https":
+            connection = _TLSConnection(
+                host, url.port, self.connect_timeout, self._tls_context(), self._decrypting
+            )
+        else:
+            connection = http.client.HTTPConnection(host, url.port, timeout=self.connect_timeout)
+        try:
+            connection.connect()
+        except OSError as error:
+            connection.close()
+            raise ConnectFailed(str(error)) from error
+        connection.sock.settimeout(self.read_timeout)
+        return connection
+
+    def _tls_context(self) -> ssl.SSLContext:
+        with self._lock:
+            if self._tls is None:
+                context = ssl.create_default_context(
+                    cafile=self.verify if isinstance(self.verify, str) else None
+                )
+                if self.verify is False:
+                    context.check_hostname = False
+                    context.verify_mode = ssl.CERT_NONE
+                self._tls = context
+            return self._tls
+
+    def _give_back(self, place: _Place, connection: http.client.HTTPConnection) -> None:
+        with self._lock:
+            idle = self._idle.setdefault(place, [])
+            if connection.sock is not None and len(idle) < self.max_idle:
+                idle.append(connection)
+                return
+        connection.close()
+
+
+class _TLSConnection(http.client.HTTPConnection):
+    """HTTP over a :class:`TLSSocket`."""
+
+    default_port = 443
+
+    def __init__(
+        self,
+        host: str,
+        port: int | None,
+        timeout: float,
+        context: ssl.SSLContext,
+        room: threading.Semaphore,
+    ) -> None:
+        super().__init__(host, port, timeout=timeout)
+        self._context = context
+        self._room = room
+
+    def connect(self) -> None:
+        super().connect()
+        secured: Any = TLSSocket(self.sock, self._context, self.host, self._room)
+        self.sock = secured
+
+
+class RawBody:
+    """The body of an answer, as botocore's ``StreamingBody`` expects its raw stream."""
+
+    def __init__(
+        self,
+        answer: http.client.HTTPResponse,
+        connection: http.client.HTTPConnection,
+        give_back: Callable[[http.client.HTTPConnection], None],
+    ) -> None:
+        self._answer = answer
+        self._connection: http.client.HTTPConnection | None = connection
+        self._give_back = give_back
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Receive into the buffer; 0 at the end of the body."""
+        try:
+            count = self._answer.readinto(buffer)
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"the body is broken: {error!r}") from error
+        self._release_at_end()
+        return count
+
+    def read(self, amt: int | None = None) -> bytes:
+        """Up to ``amt`` bytes, or all that are left."""
+        data = self._answer.read(amt)
+        self._release_at_end()
+        return data
+
+    def stream(self) -> Iterator[bytes]:
+        """All of the body; botocore reads errors this way."""
+        yield self.read()
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def close(self) -> None:
+        """End; a body that was not read to its end takes its connection along."""
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.sock is not None:
+            # Wakes a thread that is waiting for bytes; closing alone would wait for it.
+            with contextlib.suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+        self._answer.close()
+        if connection is not None:
+            connection.close()
+
+    def _release_at_end(self) -> None:
+        """A connection whose answer was read to its end can serve the next request."""
+        whole = self._answer.isclosed() and not self._answer.length
+        if whole and not self._answer.will_close and self._connection is not None:
+            connection, self._connection = self._connection, None
+            self._give_back(connection)
+
+
+def _dropped(connection: http.client.HTTPConnection) -> bool:
+    """Whether an idle connection has been closed by the server, or sent what nobody asked for."""
+    if connection.sock is None:
+        return True
+    return wait_for_read(connection.sock, timeout=0)
+
+
+def _needs_proxy(url: urllib.parse.SplitResult) -> bool:
+    proxies = urllib.request.getproxies()
+    return url.scheme in proxies and not urllib.request.proxy_bypass(url.hostname or "")

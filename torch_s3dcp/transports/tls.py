@@ -1,0 +1,154 @@
+"""TLS for bodies of gigabytes: many records for each system call.
+
+``ssl.SSLSocket`` asks the kernel for every record of 16 KiB, twice, and passes through several
+layers of Python each time; with many connections the threads then mostly fight over the
+interpreter lock. Here the kernel fills a buffer of many records, and these are decrypted from
+memory (``ssl.SSLObject``, public API) straight into the caller's memory, by a few threads at a
+time. Measured in ``docs/design/transport.md``.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import ssl
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+# Bytes that one system call brings at most: 16 records.
+_CIPHERTEXT = 256 * 1024
+# More threads than this decrypt no faster: they hand the interpreter lock around.
+_MOST_DECRYPTING = 4
+
+
+def decrypting_threads() -> threading.Semaphore:
+    """Room for the threads that may decrypt at the same time."""
+    return threading.Semaphore(max(1, min(_MOST_DECRYPTING, os.cpu_count() or 1)))
+
+
+class TLSSocket:
+    """The part of a TLS socket that ``http.client`` uses. For one thread at a time.
+
+    Args:
+        plain: A connected socket; this object owns it from now on.
+        context: Settings of TLS, and what certificates to trust.
+        host: Name that the server's certificate must carry.
+        room: Shared by the connections of a client, see :func:`decrypting_threads`.
+
+    Raises:
+        ssl.SSLError: The server speaks no TLS, or its certificate is not to be trusted.
+        OSError: The connection broke.
+    """
+
+    def __init__(
+        self, plain: socket.socket, context: ssl.SSLContext, host: str, room: threading.Semaphore
+    ) -> None:
+        self._plain = plain
+        self._room = room
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        # The stubs don't know that reading into a buffer gives a count.
+        self._tls: Any = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        self._ciphertext = memoryview(bytearray(_CIPHERTEXT))
+        self._handshake()
+
+    def sendall(self, data: Buffer) -> None:
+        """Encrypt and send."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._tls.write(rest) :]
+        self._flush()
+
+    def makefile(self, mode: str, buffering: int = -1) -> io.BufferedReader:
+        """A file to read the answer from. Like a socket's, it may outlive ``close``."""
+        if mode != "rb":
+            raise ValueError(f"only mode 'rb' is offered, not {mode!r}")
+        return io.BufferedReader(_Received(self, self._plain.makefile("rb", buffering=0)))
+
+    def receive_into(self, buffer: Buffer, source: io.RawIOBase) -> int:
+        """Put decrypted bytes into ``buffer``; 0 at the end of the connection."""
+        target = memoryview(buffer).cast("B")
+        filled, ended = self._decrypt(target, 0)
+        while not filled and not ended:
+            count = source.readinto(self._ciphertext)
+            filled, ended = self._decrypt(target, count or 0)
+            ended = ended or not count
+        return filled
+
+    def settimeout(self, seconds: float | None) -> None:
+        """Seconds that a system call may wait."""
+        self._plain.settimeout(seconds)
+
+    def shutdown(self, how: int) -> None:
+        """End the connection and wake whoever waits for it."""
+        self._plain.shutdown(how)
+
+    def fileno(self) -> int:
+        """The connection's file descriptor, to be waited for."""
+        return self._plain.fileno()
+
+    def close(self) -> None:
+        """Close, as soon as no file is open on it any more."""
+        self._plain.close()
+
+    def _handshake(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+                self._flush()
+                return
+            except ssl.SSLWantReadError:
+                self._flush()
+                count = self._plain.recv_into(self._ciphertext)
+                if not count:
+                    raise ssl.SSLEOFError("the server hung up during the handshake") from None
+                self._incoming.write(self._ciphertext[:count])
+            except ssl.SSLError:
+                self._flush()  # the server is told why
+                raise
+
+    def _decrypt(self, target: memoryview, received: int) -> tuple[int, bool]:
+        """Decrypt what has come into ``target``: how many bytes, and whether it was the last."""
+        filled = 0
+        with self._room:
+            if received:
+                self._incoming.write(self._ciphertext[:received])
+            try:
+                while filled < len(target):
+                    count = self._tls.read(len(target) - filled, target[filled:])
+                    if not count:
+                        return filled, True
+                    filled += count
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLZeroReturnError:
+                return filled, True
+        if self._outgoing.pending:
+            self._flush()  # such as the answer to a change of keys
+        return filled, False
+
+    def _flush(self) -> None:
+        data = self._outgoing.read()
+        if data:
+            self._plain.sendall(data)
+
+
+class _Received(io.RawIOBase):
+    """The readable side of a TLSSocket."""
+
+    def __init__(self, tls: TLSSocket, source: io.RawIOBase) -> None:
+        self._tls = tls
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        return self._tls.receive_into(buffer, self._source)
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
