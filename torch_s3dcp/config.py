@@ -61,7 +61,10 @@ class S3ClientConfig:
         session: A boto3 session of your own. Not picklable.
         client: A boto3 S3 client of your own; all settings about the connection are then
             its business. Not picklable.
-        max_concurrency: Requests in flight at once, for each load and for the uploads of a client.
+        initial_concurrency: Requests in flight at once when a load begins. More while that brings
+            more bytes per second, fewer when the server asks to slow down.
+        max_concurrency: Requests in flight at once at most, for each load and for the uploads of
+            a client (of which there are no more than 16).
         memory_budget: Bytes in buffers, for the uploads of a client and beside the destinations of
             a load.
         storage_class: Storage class of what is written, such as ``STANDARD_IA``.
@@ -90,7 +93,8 @@ class S3ClientConfig:
     credentials: S3Credentials | None = None
     session: boto3.Session | None = field(default=None, repr=False)
     client: Boto3S3Client | None = field(default=None, repr=False)
-    max_concurrency: int = 16
+    initial_concurrency: int = 16
+    max_concurrency: int = 64
     memory_budget: int = 256 * _MIB
     storage_class: str | None = None
     server_side_encryption: str | None = None
@@ -108,6 +112,7 @@ class S3ClientConfig:
         _positive(self, "throughput_target_gbps", "connect_timeout", "read_timeout")
         _whole(self, "part_size", 5 * _MIB, 5 * 1024 * _MIB)
         _whole(self, "max_attempts", 1, 1000)
+        _whole(self, "initial_concurrency", 1, 10_000)
         _whole(self, "max_concurrency", 1, 10_000)
         _whole(self, "memory_budget", 16 * _MIB, None)
         _one_of(self, "checksum_algorithm", _CHECKSUMS)

@@ -8,15 +8,16 @@ envelope holds a surprise is fetched whole, at the end, and decoded by ``torch.l
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch.distributed.checkpoint.planner import LoadPlanner, ReadItem
 
 from .archive import LayoutError
+from .concurrency import ConcurrencyLimit
 from .exceptions import S3DCPError
-from .fetching import Fetch, Fetched, FetchPool
+from .fetching import Fetch, Fetched, FetchPool, OpenRange
 from .landing import (
     SMALL_ITEM,
     Landing,
@@ -28,10 +29,11 @@ from .landing import (
     WholeItem,
     predict_layout,
 )
+from .link import LinkEstimate, LoadConditions
 from .memory import Destinations, Scratch
 from .plan import FilePlan, PlannedItem
-from .readers.contract import ObjectStream
 from .spans import Piece, Span
+from .staging import Staging
 from .stats import LoadStats
 from .uri import S3URI
 
@@ -44,14 +46,17 @@ class FillsMemory(Protocol):
     building a file-like reader for each object.
     """
 
-    def gap(self, seconds_per_request: float) -> int:
+    def gap(self, conditions: LoadConditions) -> int:
         """Bytes between two wanted ranges that it would rather read through."""
         ...
 
     def plan_spans(
-        self, pieces: Iterable[Piece[Any]], seconds_per_request: float
+        self, pieces: Iterable[Piece[Any]], conditions: LoadConditions
     ) -> Sequence[Span[Any]]:
-        """The requests for the pieces of one object, ascending by start."""
+        """The requests for the pieces of one object, ascending by start.
+
+        Called for one object after the other, with what is known by then.
+        """
         ...
 
 
@@ -65,37 +70,39 @@ class DirectLoad:
         planner: Gives and takes the tensors.
         described: What the metadata says of each name: ``state_dict_metadata``.
         base: Address of the checkpoint, for messages.
-        concurrency: Requests in flight at most.
+        limit: Says how many requests may be in flight.
         memory_budget: Bytes of scratch; a request begins only while less is in use.
-        seconds_per_request: What a request costs, as far as it is known.
+        link: What is known of the way to the server; it learns more.
     """
 
     def __init__(
         self,
         strategy: FillsMemory,
-        open_range: Callable[[str, int, int], ObjectStream],
+        open_range: OpenRange,
         serve: Serve,
         planner: LoadPlanner,
         described: Mapping[str, Any],
         base: S3URI,
         *,
-        concurrency: int,
+        limit: ConcurrencyLimit,
         memory_budget: int,
-        seconds_per_request: float,
+        link: LinkEstimate,
     ) -> None:
         self._strategy = strategy
         self._open_range = open_range
         self._serve = serve
         self._described = described
         self._base = base
-        self._concurrency = concurrency
+        self._limit = limit
         self._budget = memory_budget
-        self._seconds_per_request = seconds_per_request
-        self._destinations = Destinations(planner)
-        self._scratch = Scratch()
+        self._link = link
+        self._begin_with = limit.limit
+        staging = Staging()
+        self._destinations = Destinations(planner, staging)
+        self._scratch = Scratch(staging)
         self._outcomes = dict.fromkeys(Outcome, 0)
-        self._needed = self._read = self._requests = 0
-        self._held = self._peak = 0
+        self._needed = self._held = 0
+        self._stats = LoadStats()
         self._again: list[Landing] = []
 
     def run(self, files: Sequence[FilePlan[ReadItem]]) -> LoadStats:
@@ -105,28 +112,27 @@ class DirectLoad:
             S3DCPError: A request failed, or what came cannot be used; it names range and item.
         """
         begin = time.perf_counter()
-        work = deque(self._plan(files))
+        items = [self._landing(file.path, item) for file in files for item in file.items]
+        pieces = self._pieces_of(items)
+        needed = self._needed
         planned = time.perf_counter()
-        self._perform(work)
+        self._perform(self._spans_of(pieces))
         # What held a surprise is fetched whole now, for torch.load.
         again = [WholeItem(item.path, item.planned, self._serve) for item in self._again]
-        self._perform(deque(self._spans_of(again)))
-        return LoadStats(
-            requests=self._requests,
-            bytes_needed=self._needed,
-            bytes_read=self._read,
+        usual = self._stats.data_requests
+        self._perform(self._spans_of(self._pieces_of(again)))
+        return replace(
+            self._stats,
+            data_requests=usual,
+            fallback_requests=self._stats.data_requests - usual,
+            bytes_needed=needed,
             direct_items=self._outcomes[Outcome.DIRECT],
             scratch_items=self._outcomes[Outcome.SCRATCH],
             fallback_items=self._outcomes[Outcome.FALLBACK],
-            peak_scratch=self._peak,
+            concurrency=self._limit.highest,
             plan_seconds=planned - begin,
             read_seconds=time.perf_counter() - planned,
         )
-
-    def _plan(self, files: Sequence[FilePlan[ReadItem]]) -> Iterator[tuple[str, Span[Part]]]:
-        for file in files:
-            items = [self._landing(file.path, planned) for planned in file.items]
-            yield from self._spans_of(items)
 
     def _landing(self, path: str, planned: PlannedItem[ReadItem]) -> Landing:
         """The way in which an item will arrive."""
@@ -137,32 +143,66 @@ class DirectLoad:
             return SmallTensor(path, planned, layout, self._destinations, self._serve)
         return LargeTensor(path, planned, layout, self._destinations, self._scratch)
 
-    def _spans_of(self, items: Sequence[Landing]) -> Iterator[tuple[str, Span[Part]]]:
-        """The requests for items, object by object. Items without bytes are done at once."""
-        gap = self._strategy.gap(self._seconds_per_request)
+    def _pieces_of(self, items: Sequence[Landing]) -> dict[str, list[Piece[Part]]]:
+        """What items need, object by object. Items without bytes are done at once."""
+        gap = self._strategy.gap(self._conditions())
         by_path: dict[str, list[Piece[Part]]] = {}
         for item in items:
-            pieces = list(item.pieces(gap))
+            by_path.setdefault(item.path, []).extend(item.pieces(gap))
             self._needed += item.missing
-            by_path.setdefault(item.path, []).extend(pieces)
             if not item.missing:
                 self._outcomes[item.finish()] += 1
+        return by_path
+
+    def _spans_of(
+        self, by_path: Mapping[str, Sequence[Piece[Part]]]
+    ) -> Iterator[tuple[str, Span[Part]]]:
+        """The requests, planned object by object as they are asked for."""
         for path, pieces in by_path.items():
-            for span in self._strategy.plan_spans(pieces, self._seconds_per_request):
+            for span in self._strategy.plan_spans(pieces, self._conditions()):
                 yield path, span
 
-    def _perform(self, work: deque[tuple[str, Span[Part]]]) -> None:
+    def _conditions(self) -> LoadConditions:
+        return self._link.conditions(self._needed, self._begin_with)
+
+    def _perform(self, work: Iterator[tuple[str, Span[Part]]]) -> None:
         """Make all requests, as many at once as allowed."""
-        with FetchPool[Span[Part]](self._open_range, self._concurrency) as pool:
-            while work or pool.pending:
-                while work and self._room(pool):
-                    pool.submit(self._prepare(*work.popleft()))
-                self._take(pool.next())
+        upcoming = next(work, None)
+        # The scratch is left last: nothing is received into it any more then.
+        with self._scratch, FetchPool[Span[Part]](self._open_range, self._limit.limit) as pool:
+            while upcoming is not None or pool.pending:
+                while upcoming is not None and self._room(pool):
+                    self._limit.begin(time.perf_counter())
+                    pool.submit(self._prepare(*upcoming))
+                    upcoming = next(work, None)
+                fetched = pool.next()
+                self._learn(fetched)
+                pool.resize(self._limit.limit)
+                self._take(fetched)
+            peak = max(self._stats.peak_in_flight, pool.peak_bytes)
+            self._stats = replace(self._stats, peak_in_flight=peak)
 
     def _room(self, pool: FetchPool[Span[Part]]) -> bool:
-        if not pool.pending:
-            return True
-        return pool.pending < 2 * self._concurrency and self._held < self._budget
+        # Some wait in the queue, so that no connection waits for this thread.
+        busy = pool.pending >= 2 * self._limit.limit or self._held >= self._budget
+        if pool.pending and busy:
+            return False
+        # Copies to devices are done sooner than the next request.
+        self._scratch.settle(self._budget - self._held)
+        return True
+
+    def _learn(self, fetched: Fetched[Span[Part]]) -> None:
+        """From how one request went to how the next ones are made."""
+        received = len(fetched.fetch)
+        self._limit.end(received, fetched.retries, time.perf_counter())
+        if fetched.error is None and not fetched.retries:
+            self._link.learn(fetched.waited, received, fetched.took)
+        self._stats = replace(
+            self._stats,
+            data_requests=self._stats.data_requests + 1,
+            retries=self._stats.retries + fetched.retries,
+            bytes_read=self._stats.bytes_read + received,
+        )
 
     def _prepare(self, path: str, span: Span[Part]) -> Fetch[Span[Part]]:
         """Give every byte of a span a place to land, in the order in which they come."""
@@ -180,14 +220,13 @@ class DirectLoad:
                     self._hold(part.owner, part.prepare())
                 places.add(part.content[cut.offset : cut.offset + len(cut)])
         places.close()
-        self._requests += 1
-        self._read += len(span)
         return Fetch(path, span.start, span.end, places.targets, span)
 
     def _hold(self, item: Landing, scratch: int) -> None:
         item.held += scratch
         self._held += scratch
-        self._peak = max(self._peak, self._held)
+        peak = max(self._stats.peak_scratch, self._held + self._scratch.in_flight)
+        self._stats = replace(self._stats, peak_scratch=peak)
 
     def _release(self, item: Landing, scratch: int) -> None:
         item.held -= scratch

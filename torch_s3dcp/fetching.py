@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from .exceptions import TruncatedObjectError
 from .readers.contract import ObjectStream, fill_from
 
 T = TypeVar("T")
+
+
+class RangeStream(ObjectStream, Protocol):
+    """A byte range, arriving over connections that may break."""
+
+    @property
+    def retries(self) -> int:
+        """Requests for it that failed so far."""
+        ...
+
+
+OpenRange = Callable[[str, int, int], RangeStream]
 
 
 @dataclass(frozen=True)
@@ -28,13 +40,23 @@ class Fetch(Generic[T]):
     targets: Sequence[memoryview]
     tag: T
 
+    def __len__(self) -> int:
+        return self.end - self.start
+
 
 @dataclass(frozen=True)
 class Fetched(Generic[T]):
-    """A request that has ended: well, or with ``error``."""
+    """A request that has ended: well, or with ``error``.
+
+    ``waited`` is the seconds until the answer began, ``took`` those of the body; ``retries``
+    counts the requests that failed on the way.
+    """
 
     fetch: Fetch[T]
     error: BaseException | None
+    waited: float = 0.0
+    took: float = 0.0
+    retries: int = 0
 
 
 class FetchPool(Generic[T]):
@@ -42,19 +64,23 @@ class FetchPool(Generic[T]):
 
     Args:
         open_range: Begins a request: ``(path, start, end)`` to a stream.
-        concurrency: Requests in flight at most.
+        concurrency: Requests in flight at most, until :meth:`resize`.
     """
 
-    def __init__(
-        self, open_range: Callable[[str, int, int], ObjectStream], concurrency: int
-    ) -> None:
+    def __init__(self, open_range: OpenRange, concurrency: int) -> None:
         self._open_range = open_range
-        self._threads = ThreadPoolExecutor(concurrency, "s3dcp-load")
+        self._wanted = concurrency
+        self._waiting: queue.SimpleQueue[Fetch[T] | None] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[Fetched[T]] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
         self._stopped = False
-        self._open: set[ObjectStream] = set()
+        self._open: set[RangeStream] = set()
         self._lock = threading.Lock()
+        self._running = 0  # threads that have not ended, nor are about to
+        self._bytes = 0
         self.pending = 0
+        #: The most bytes that the requests in flight asked for at one time.
+        self.peak_bytes = 0
 
     def __enter__(self) -> FetchPool[T]:
         return self
@@ -62,16 +88,31 @@ class FetchPool(Generic[T]):
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._stopped = True
-            running = list(self._open)
+            streams = list(self._open)
         # After an error nobody waits for what the others still receive.
-        for stream in running:
+        for stream in streams:
             stream.close()
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        for _thread in self._threads:
+            self._waiting.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def resize(self, concurrency: int) -> None:
+        """Have more or fewer requests in flight from now on."""
+        with self._lock:
+            self._wanted = concurrency
 
     def submit(self, fetch: Fetch[T]) -> None:
         """Queue a request."""
         self.pending += 1
-        self._threads.submit(self._run, fetch)
+        self._waiting.put(fetch)
+        with self._lock:
+            more = self._running < min(self._wanted, self.pending)
+            self._running += more
+        if more:
+            thread = threading.Thread(target=self._work, name="s3dcp-load", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def next(self) -> Fetched[T]:
         """Wait for a request to end, well or badly."""
@@ -79,16 +120,38 @@ class FetchPool(Generic[T]):
         self.pending -= 1
         return ended
 
-    def _run(self, fetch: Fetch[T]) -> None:
-        try:
-            self._receive(fetch)
-        except BaseException as error:  # noqa: BLE001 - raised by next(), in the caller's thread
-            self._ended.put(Fetched(fetch, error))
-        else:
-            self._ended.put(Fetched(fetch, None))
+    def _work(self) -> None:
+        while True:
+            fetch = self._waiting.get()
+            if fetch is None:
+                return
+            try:
+                ended = self._receive(fetch)
+            except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+                ended = Fetched(fetch, error)
+            with self._lock:
+                surplus = self._running > self._wanted
+                self._running -= surplus
+            self._ended.put(ended)
+            if surplus:
+                return
 
-    def _receive(self, fetch: Fetch[T]) -> None:
-        stream = self._open_range(fetch.path, fetch.start, fetch.end)
+    def _receive(self, fetch: Fetch[T]) -> Fetched[T]:
+        asked = time.perf_counter()
+        with self._lock:
+            self._bytes += len(fetch)
+            self.peak_bytes = max(self.peak_bytes, self._bytes)
+        try:
+            stream = self._open_range(fetch.path, fetch.start, fetch.end)
+            answered = time.perf_counter()
+            self._fill(fetch, stream)
+            took = time.perf_counter() - answered
+            return Fetched(fetch, None, answered - asked, took, stream.retries)
+        finally:
+            with self._lock:
+                self._bytes -= len(fetch)
+
+    def _fill(self, fetch: Fetch[T], stream: RangeStream) -> None:
         with self._lock:
             self._open.add(stream)
         try:

@@ -1,7 +1,8 @@
 """Where fetched bytes land: one class for each way in which an item can arrive.
 
 * :class:`LargeTensor`: blocks of the data go straight into the tensor's own memory where
-  dtype, strides and device allow it, else through a small scratch block and ``copy_``.
+  dtype, strides and device allow it, else through a small scratch block and ``copy_``;
+  devices with streams fetch such blocks while others are received.
 * :class:`SmallTensor`: the whole archive arrives in scratch that it shares with its
   neighbours, and is taken apart without ``torch.load``.
 * :class:`WholeItem`: everything else (blobs, transformed items, unknown layouts) arrives
@@ -24,7 +25,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 from .archive import LayoutError, parse_header, parse_trailer, predict_data_offset
 from .exceptions import InvalidCheckpointError
 from .items import copy_into, narrow
-from .memory import Destinations, Scratch, as_tensor, byte_view
+from .memory import Destinations, Scratch, ScratchBlock, as_tensor, byte_view
 from .plan import PlannedItem
 from .regions import Block, cut_region, row_major_strides
 from .spans import Piece
@@ -84,7 +85,7 @@ class BlockPart(Part):
         self._block = block
         self._request = request
         self._target: torch.Tensor | None = None
-        self._capacity = 0
+        self._scratch: ScratchBlock | None = None
         self.in_place = False
 
     def prepare(self) -> int:
@@ -96,19 +97,17 @@ class BlockPart(Part):
         if own is not None:
             self.memory, self.in_place = own, True
             return 0
-        self.memory, self._target = tensor.scratch.take(self.size), target
-        self._capacity = memoryview(self.memory.obj).nbytes
-        return self._capacity
+        self._scratch, self._target = tensor.scratch.take(self.size, target), target
+        self.memory = self._scratch.memory
+        return self._scratch.capacity
 
     def arrived(self) -> int:
         freed = 0
-        if self._target is not None:
-            data = as_tensor(self.content, self._tensor.dtype)
+        if self._scratch is not None and self._target is not None:
             strides = row_major_strides(self._tensor.shape)
-            self._target.copy_(data.as_strided(self._block.lengths, strides))
-            self._tensor.scratch.give(self.content)
-            freed = self._capacity
-        self.memory = self._target = None
+            self._scratch.copy_to(self._target, self._tensor.dtype, strides)
+            freed = self._scratch.capacity
+        self.memory = self._scratch = self._target = None
         return freed
 
 

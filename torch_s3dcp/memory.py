@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch.distributed.checkpoint.planner import LoadPlanner, ReadItem
 
 from .exceptions import SizeMismatchError
+from .staging import PinnedBlock, Staging
 
 
 class Destinations:
-    """The tensors that the planner offers, each asked for once and only when needed."""
+    """The tensors that the planner offers, each asked for once and only when needed.
 
-    def __init__(self, planner: LoadPlanner) -> None:
+    Args:
+        planner: Gives and takes the tensors.
+        staging: Fills those on devices; it learns when they begin and end to be used.
+    """
+
+    def __init__(self, planner: LoadPlanner, staging: Staging) -> None:
         self._planner = planner
+        self._staging = staging
         self._open: dict[int, torch.Tensor] = {}
 
     def of(self, request: ReadItem) -> torch.Tensor:
@@ -32,33 +40,89 @@ class Destinations:
                     f"{list(target.size())}; give a state dict with the shapes of the checkpoint",
                     tensor=request.storage_index.fqn,
                 )
+            self._staging.begin(target.device)
         return target.detach()
 
     def commit(self, requests: Sequence[ReadItem]) -> None:
         """Tell the planner that destinations are filled. A plan may hold one request twice."""
+        self._staging.order()
         for request in requests:
             self._planner.commit_tensor(request, self._open[id(request)])
         for request in requests:
             self._open.pop(id(request), None)
 
 
-class Scratch:
-    """Blocks of memory that are used again: fresh memory costs more than copying."""
+class HostBlock:
+    """Ordinary memory.
 
-    def __init__(self) -> None:
+    Args:
+        whole: All of the block's memory.
+        size: Bytes of it that are used.
+        give: Takes the memory back.
+    """
+
+    def __init__(self, whole: bytearray, size: int, give: Callable[[bytearray], None]) -> None:
+        self._whole = whole
+        self._give = give
+        self.memory = memoryview(whole)[:size]
+        self.capacity = len(whole)
+
+    def copy_to(self, target: torch.Tensor, dtype: torch.dtype, strides: Sequence[int]) -> None:
+        """Copy the bytes into a tensor. The block must not be used after that.
+
+        Args:
+            target: Of any dtype, strides and device.
+            dtype: What the bytes are elements of.
+            strides: Elements from one element to the next, for each dimension of the target.
+        """
+        data = as_tensor(self.memory, dtype)
+        target.copy_(data.as_strided(target.size(), strides))
+        self._give(self._whole)
+
+
+ScratchBlock: TypeAlias = HostBlock | PinnedBlock
+
+
+class Scratch:
+    """Blocks of memory that are used again: fresh memory costs more than copying.
+
+    Used as a context manager; leaving it waits for copies to devices and frees all blocks.
+
+    Args:
+        staging: Gives the blocks for devices that fetch by themselves.
+    """
+
+    def __init__(self, staging: Staging) -> None:
+        self._staging = staging
         self._spare: dict[int, list[bytearray]] = {}
 
-    def take(self, size: int) -> memoryview:
-        """``size`` bytes with any content, of a block whose size is the next power of two."""
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._spare.clear()
+        self._staging.finish()
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes of blocks that were copied to a device, but may not be done yet."""
+        return self._staging.in_flight
+
+    def settle(self, limit: int) -> None:
+        """Wait until fewer than ``limit`` bytes are in flight, or none."""
+        self._staging.settle(limit)
+
+    def take(self, size: int, target: torch.Tensor) -> ScratchBlock:
+        """A block for bytes of a target, whose capacity is the next power of two."""
+        pinned = self._staging.take(size, target)
+        if pinned is not None:
+            return pinned
         capacity = 1 << max(0, size - 1).bit_length()
         spare = self._spare.get(capacity)
-        return memoryview(spare.pop() if spare else bytearray(capacity))[:size]
+        return HostBlock(spare.pop() if spare else bytearray(capacity), size, self._put_back)
 
-    def give(self, memory: memoryview) -> None:
-        """Give back what ``take`` gave."""
-        block = memory.obj
-        if isinstance(block, bytearray):
-            self._spare.setdefault(len(block), []).append(block)
+    def _put_back(self, whole: bytearray) -> None:
+        self._spare.setdefault(len(whole), []).append(whole)
 
 
 def byte_view(tensor: torch.Tensor) -> memoryview | None:
@@ -70,7 +134,8 @@ def byte_view(tensor: torch.Tensor) -> memoryview | None:
         return None
     size = tensor.numel() * tensor.element_size()
     start = tensor.storage_offset() * tensor.element_size()
-    flat = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage(), start, (size,), (1,))
+    flat = torch.empty(0, dtype=torch.uint8, device="cpu")  # whatever the default device
+    flat.set_(tensor.untyped_storage(), start, (size,), (1,))
     return memoryview(flat.numpy())  # type: ignore[arg-type]
 
 

@@ -58,11 +58,6 @@ class Span(Generic[T]):
         return len(self) - sum(len(cut) for cut in self.cuts)
 
 
-def worthwhile_gap(seconds_per_request: float, bytes_per_second: float) -> int:
-    """The gap in bytes that costs as much to read through as a request costs to make."""
-    return int(seconds_per_request * bytes_per_second)
-
-
 def plan_spans(
     pieces: Iterable[Piece[T]], *, max_gap: int, part_size: int, whole_below: int
 ) -> tuple[Span[T], ...]:

@@ -9,31 +9,64 @@ from dataclasses import dataclass
 class LoadStats:
     """Figures of one rank's load through a strategy that fills memory.
 
-    Bytes are bytes of objects, seconds are wall time. ``direct_items`` were received into
-    their destination, ``scratch_items`` copied once, ``fallback_items`` decoded by
-    ``torch.load`` or the planner. ``peak_scratch`` is memory beside the destinations.
+    Bytes are bytes of objects, seconds are wall time.
+
+    Attributes:
+        metadata_requests: GETs of ``.metadata``; 0 on ranks that are told its content.
+        data_requests: GETs of ranges of data.
+        fallback_requests: GETs of items that arrived whole after a surprise in their envelope.
+        retries: Requests that failed and were made again, besides those above.
+        bytes_needed: What the load needed, envelopes of items included.
+        bytes_read: What it read, the metadata not counted.
+        direct_items: Items received into their destination.
+        scratch_items: Items copied once.
+        fallback_items: Items decoded by ``torch.load`` or the planner.
+        peak_scratch: Bytes of memory beside the destinations, at most.
+        peak_in_flight: Bytes that the requests in flight asked for, at most.
+        concurrency: Requests in flight that the load allowed itself, at most.
+        metadata_seconds: Getting and decoding the metadata, the making of a client included.
+        plan_seconds: Deciding what to ask for, before the first request.
+        read_seconds: From there until the last item was in place.
     """
 
-    requests: int
-    bytes_needed: int
-    bytes_read: int
-    direct_items: int
-    scratch_items: int
-    fallback_items: int
-    peak_scratch: int
-    plan_seconds: float
-    read_seconds: float
+    metadata_requests: int = 0
+    data_requests: int = 0
+    fallback_requests: int = 0
+    retries: int = 0
+    bytes_needed: int = 0
+    bytes_read: int = 0
+    direct_items: int = 0
+    scratch_items: int = 0
+    fallback_items: int = 0
+    peak_scratch: int = 0
+    peak_in_flight: int = 0
+    concurrency: int = 0
+    metadata_seconds: float = 0.0
+    plan_seconds: float = 0.0
+    read_seconds: float = 0.0
+
+    @property
+    def requests(self) -> int:
+        """All requests."""
+        planned = self.metadata_requests + self.data_requests + self.fallback_requests
+        return planned + self.retries
 
     @property
     def bytes_wasted(self) -> int:
         """Bytes that were read and thrown away."""
         return max(0, self.bytes_read - self.bytes_needed)
 
+    @property
+    def seconds(self) -> float:
+        """All phases together; what happens between them is the planner's and other ranks'."""
+        return self.metadata_seconds + self.plan_seconds + self.read_seconds
+
     def __str__(self) -> str:
         rate = self.bytes_needed / 1e9 / self.read_seconds if self.read_seconds else 0.0
         return (
-            f"{self.bytes_needed / 1e6:.1f} MB in {self.read_seconds:.2f} s ({rate:.2f} GB/s), "
-            f"{self.requests} requests, {self.bytes_wasted / 1e6:.1f} MB wasted, items: "
+            f"{self.bytes_needed / 1e6:.1f} MB in {self.seconds:.2f} s ({rate:.2f} GB/s while "
+            f"reading), {self.requests} requests ({self.retries} of them again, up to "
+            f"{self.concurrency} at once), {self.bytes_wasted / 1e6:.1f} MB wasted, items: "
             f"{self.direct_items} direct, {self.scratch_items} through scratch, "
             f"{self.fallback_items} decoded by torch"
         )

@@ -9,6 +9,7 @@ import pickle
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import IO, Any, cast
 
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
@@ -19,6 +20,7 @@ from torch.futures import Future
 from ._torch import ExtensionRegistry, agent_for
 from .checkpoint_metadata import METADATA_NAME, load_metadata, metadata_name, stored_item
 from .client import S3Client
+from .concurrency import ConcurrencyLimit
 from .config import S3ClientConfig
 from .direct_load import DirectLoad, FillsMemory
 from .exceptions import (
@@ -31,6 +33,7 @@ from .exceptions import (
     StorageError,
 )
 from .items import copy_into, load_tensor, narrow, open_item, read_blob
+from .link import LinkEstimate
 from .plan import FilePlan, PlannedItem, StoredItem, plan_files
 from .readers.contract import ItemRangeAware, ReaderConstructor
 from .registry import resolve_reader
@@ -88,6 +91,7 @@ class S3StorageReader(StorageReader):
         #: What the last load did, for strategies that fill memory (``direct``); else None.
         self.stats: LoadStats | None = None
         self._described: dict[str, Any] = {}
+        self._metadata_stats = LoadStats()
         self._seconds_per_request = 0.0
         self._failure: Exception | None = None
 
@@ -154,6 +158,7 @@ class S3StorageReader(StorageReader):
             return _UnreadableMetadata(error)
 
     def _fetch_metadata(self, rank: int | None) -> Metadata:
+        asked = time.perf_counter()
         uri = self._uri.join(metadata_name(rank))
         if isinstance(self._client.transport, Prepares):
             self._client.transport.prepare()
@@ -169,6 +174,9 @@ class S3StorageReader(StorageReader):
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
         cast(StorageMeta, metadata.storage_meta).load_id = self.load_id
+        self._metadata_stats = LoadStats(
+            metadata_requests=1, metadata_seconds=time.perf_counter() - asked
+        )
         return metadata
 
     def _explain_absence(self) -> CheckpointError:
@@ -243,6 +251,7 @@ class S3StorageReader(StorageReader):
             self._serve(planned, io.BytesIO(data), planner)
 
         config = self._client.s3client_config
+        limit = ConcurrencyLimit(config.initial_concurrency, config.max_concurrency)
         load = DirectLoad(
             strategy,
             lambda path, start, end: pinned[path].stream(start, end),
@@ -250,11 +259,15 @@ class S3StorageReader(StorageReader):
             planner,
             self._described,
             self._uri,
-            concurrency=config.max_concurrency,
+            limit=limit,
             memory_budget=config.memory_budget,
-            seconds_per_request=self._seconds_per_request,
+            link=LinkEstimate(self._seconds_per_request),
         )
-        self.stats = load.run(files)
+        self.stats = replace(
+            load.run(files),
+            metadata_requests=self._metadata_stats.metadata_requests,
+            metadata_seconds=self._metadata_stats.metadata_seconds,
+        )
         _log.info("loaded from %s: %s", self._uri, self.stats)
 
     def _wanted(self, plan: LoadPlan) -> Iterator[tuple[StoredItem, ReadItem]]:

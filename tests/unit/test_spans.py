@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torch_s3dcp.exceptions import ConfigurationError
-from torch_s3dcp.spans import Piece, plan_spans, worthwhile_gap
+from torch_s3dcp.spans import Piece, plan_spans
 
 PIECES = st.lists(
     st.tuples(st.integers(0, 400), st.integers(0, 60)).map(lambda t: (t[0], t[0] + t[1])),
@@ -79,8 +79,3 @@ def test_many_pieces() -> None:
 def test_sizes_that_mean_nothing_are_refused(bad) -> None:
     with pytest.raises(ConfigurationError):
         spans_of([(0, 1)], **bad)
-
-
-def test_a_request_is_worth_the_bytes_that_come_in_its_time() -> None:
-    assert worthwhile_gap(0.1, 100e6) == 10_000_000
-    assert worthwhile_gap(0.0, 100e6) == 0

@@ -7,18 +7,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..exceptions import ConfigurationError
-from ..spans import Piece, Span, plan_spans, worthwhile_gap
+from ..link import LoadConditions
+from ..spans import Piece, Span, plan_spans
 from .contract import GetStream, S3Reader
 
 T = TypeVar("T")
 
 _MIB = 1024 * 1024
-DEFAULT_PART_SIZE = 32 * _MIB
 
-# What a request is taken to cost before anything was measured: the first byte of S3 takes
-# some tens of milliseconds. Other requests go on meanwhile, so it costs one connection's share
-# of the bandwidth for that time, which is little when many are in flight.
-_ASSUMED_BYTES_PER_SECOND = 25e6
+# Requests cost CPU time, so parts are large; but the last ones must not be waited for long.
+_SMALLEST_PART = 8 * _MIB
+_LARGEST_PART = 64 * _MIB
 _WHOLE_BELOW = _MIB
 
 
@@ -60,34 +59,33 @@ class DirectReaders:
     into the tensor's memory where format, dtype and device allow it.
 
     Args:
-        part_size: Bytes of one request at most.
-        max_gap_size: Largest gap in bytes that is read through. None: as large as what a
-            request costs, measured in the load itself.
+        part_size: Bytes of one request at most. None: so that all connections have the same
+            to do, between 8 and 64 MiB.
+        max_gap_size: Largest gap in bytes that is read through. None: as many as a connection
+            brings in the time that a request needs to begin, both measured in the load itself.
     """
 
-    part_size: int = DEFAULT_PART_SIZE
+    part_size: int | None = None
     max_gap_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.part_size < _MIB:
+        if self.part_size is not None and self.part_size < _MIB:
             raise ConfigurationError(f"part_size must be at least 1 MiB, got {self.part_size}")
         if self.max_gap_size is not None and self.max_gap_size < 0:
             raise ConfigurationError(f"max_gap_size must not be negative: {self.max_gap_size}")
 
-    def gap(self, seconds_per_request: float) -> int:
+    def gap(self, conditions: LoadConditions) -> int:
         """The gap in bytes that is cheaper to read through than to ask around."""
-        if self.max_gap_size is not None:
-            return self.max_gap_size
-        return worthwhile_gap(seconds_per_request, _ASSUMED_BYTES_PER_SECOND)
+        return conditions.worthwhile_gap if self.max_gap_size is None else self.max_gap_size
 
     def plan_spans(
-        self, pieces: Iterable[Piece[T]], seconds_per_request: float
+        self, pieces: Iterable[Piece[T]], conditions: LoadConditions
     ) -> tuple[Span[T], ...]:
         """The requests that serve the pieces of one object."""
         return plan_spans(
             pieces,
-            max_gap=self.gap(seconds_per_request),
-            part_size=self.part_size,
+            max_gap=self.gap(conditions),
+            part_size=self.part_size or even_part_size(conditions),
             whole_below=_WHOLE_BELOW,
         )
 
@@ -99,3 +97,13 @@ class DirectReaders:
         get_stream: GetStream,
     ) -> S3Reader:
         return DirectS3Reader(bucket, key, get_object_info, get_stream)
+
+
+def even_part_size(conditions: LoadConditions) -> int:
+    """A part size in bytes with which all connections are busy equally long."""
+    connections = conditions.concurrency
+    rounds = max(1, -(-conditions.bytes_wanted // (connections * _LARGEST_PART)))
+    share = -(-conditions.bytes_wanted // (connections * rounds))
+    # Rounded up generously: objects of one share, plus a few bytes, take one request each.
+    rounded = (share // _MIB + 1) * _MIB
+    return min(max(rounded, _SMALLEST_PART), _LARGEST_PART)

@@ -73,6 +73,9 @@ def client_for(region: str | None, config: S3ClientConfig, agent: str) -> Client
         return client
 
 
+# More threads than this only wait for one another while they hash and sign.
+_MOST_UPLOADING = 16
+
 # What boto3 takes from the environment when it makes a client.
 _VARIABLES = (
     "AWS_ACCESS_KEY_ID",
@@ -109,7 +112,7 @@ def uploader_for(client: Boto3S3Client, config: S3ClientConfig, part_size: int) 
                 TransferConfig(
                     multipart_threshold=part_size,
                     multipart_chunksize=part_size,
-                    max_request_concurrency=config.max_concurrency,
+                    max_request_concurrency=min(config.max_concurrency, _MOST_UPLOADING),
                     max_submission_concurrency=readers,
                     max_in_memory_upload_chunks=max(1, parts - readers),
                 ),
