@@ -19,6 +19,7 @@ from .concurrency import ConcurrencyLimit
 from .exceptions import S3DCPError
 from .fetching import Fetch, Fetched, FetchPool, OpenRange
 from .landing import (
+    BLOCK_SIZE,
     SMALL_ITEM,
     Landing,
     LargeTensor,
@@ -32,10 +33,13 @@ from .landing import (
 from .link import LinkEstimate, LoadConditions
 from .memory import Destinations, Scratch
 from .plan import FilePlan, PlannedItem
-from .spans import Piece, Span
+from .spans import Cut, Piece, Span
 from .staging import Staging
 from .stats import LoadStats
 from .uri import S3URI
+
+# Requests that wait in the queue with scratch in their hands.
+_AHEAD_WITH_SCRATCH = 2
 
 
 @runtime_checkable
@@ -116,11 +120,11 @@ class DirectLoad:
         pieces = self._pieces_of(items)
         needed = self._needed
         planned = time.perf_counter()
-        self._perform(self._spans_of(pieces))
+        self._perform(self._fetches_of(pieces))
         # What held a surprise is fetched whole now, for torch.load.
         again = [WholeItem(item.path, item.planned, self._serve) for item in self._again]
         usual = self._stats.data_requests
-        self._perform(self._spans_of(self._pieces_of(again)))
+        self._perform(self._fetches_of(self._pieces_of(again)))
         return replace(
             self._stats,
             data_requests=usual,
@@ -154,27 +158,28 @@ class DirectLoad:
                 self._outcomes[item.finish()] += 1
         return by_path
 
-    def _spans_of(
+    def _fetches_of(
         self, by_path: Mapping[str, Sequence[Piece[Part]]]
-    ) -> Iterator[tuple[str, Span[Part]]]:
-        """The requests, planned object by object as they are asked for."""
+    ) -> Iterator[Fetch[Sequence[Cut[Part]]]]:
+        """The requests, planned and given memory as they are asked for."""
         for path, pieces in by_path.items():
             for span in self._strategy.plan_spans(pieces, self._conditions()):
-                yield path, span
+                yield from self._prepare(path, span)
 
     def _conditions(self) -> LoadConditions:
         return self._link.conditions(self._needed, self._begin_with)
 
-    def _perform(self, work: Iterator[tuple[str, Span[Part]]]) -> None:
+    def _perform(self, work: Iterator[Fetch[Sequence[Cut[Part]]]]) -> None:
         """Make all requests, as many at once as allowed."""
-        upcoming = next(work, None)
+        pool = FetchPool[Sequence[Cut[Part]]](self._open_range, self._limit.limit)
         # The scratch is left last: nothing is received into it any more then.
-        with self._scratch, FetchPool[Span[Part]](self._open_range, self._limit.limit) as pool:
-            while upcoming is not None or pool.pending:
-                while upcoming is not None and self._room(pool):
+        with self._scratch, pool:
+            while True:
+                while self._room(pool) and (fetch := next(work, None)) is not None:
                     self._limit.begin(time.perf_counter())
-                    pool.submit(self._prepare(*upcoming))
-                    upcoming = next(work, None)
+                    pool.submit(fetch)
+                if not pool.pending:
+                    break
                 fetched = pool.next()
                 self._learn(fetched)
                 pool.resize(self._limit.limit)
@@ -182,16 +187,18 @@ class DirectLoad:
             peak = max(self._stats.peak_in_flight, pool.peak_bytes)
             self._stats = replace(self._stats, peak_in_flight=peak)
 
-    def _room(self, pool: FetchPool[Span[Part]]) -> bool:
-        # Some wait in the queue, so that no connection waits for this thread.
-        busy = pool.pending >= 2 * self._limit.limit or self._held >= self._budget
+    def _room(self, pool: FetchPool[Sequence[Cut[Part]]]) -> bool:
+        # Some wait in the queue, so that no connection waits for this thread: few where each
+        # takes fresh memory.
+        ahead = _AHEAD_WITH_SCRATCH if self._held else self._limit.limit
+        busy = pool.pending >= self._limit.limit + ahead or self._held >= self._budget
         if pool.pending and busy:
             return False
         # Copies to devices are done sooner than the next request.
         self._scratch.settle(self._budget - self._held)
         return True
 
-    def _learn(self, fetched: Fetched[Span[Part]]) -> None:
+    def _learn(self, fetched: Fetched[Sequence[Cut[Part]]]) -> None:
         """From how one request went to how the next ones are made."""
         received = len(fetched.fetch)
         self._limit.end(received, fetched.retries, time.perf_counter())
@@ -204,23 +211,30 @@ class DirectLoad:
             bytes_read=self._stats.bytes_read + received,
         )
 
-    def _prepare(self, path: str, span: Span[Part]) -> Fetch[Span[Part]]:
-        """Give every byte of a span a place to land, in the order in which they come."""
-        places = _Places()
-        position = span.start
+    def _prepare(self, path: str, span: Span[Part]) -> Iterator[Fetch[Sequence[Cut[Part]]]]:
+        """Give every byte of a span a place to land, in the order in which they come.
+
+        A span that needs much scratch becomes several requests: all connections are to have
+        something to do within the budget.
+        """
+        places, cuts, scratch = _Places(), list[Cut[Part]](), 0
         for cut in span.cuts:
             part = cut.piece.owner
-            places.skip(cut.start - position)
-            position = cut.end
+            if cuts and scratch >= BLOCK_SIZE:
+                yield places.fetch(path, cuts)
+                places, cuts, scratch = _Places(), [], 0
+            if cuts:
+                places.skip(cut.start - cuts[-1].end)
+            cuts.append(cut)
             if part.shares_scratch and len(cut) == part.size:
                 places.share(part)
-                self._hold(part.owner, part.size)
+                taken = part.size
             else:
-                if part.memory is None:
-                    self._hold(part.owner, part.prepare())
+                taken = part.prepare() if part.memory is None else 0
                 places.add(part.content[cut.offset : cut.offset + len(cut)])
-        places.close()
-        return Fetch(path, span.start, span.end, places.targets, span)
+            self._hold(part.owner, taken)
+            scratch += taken
+        yield places.fetch(path, cuts)
 
     def _hold(self, item: Landing, scratch: int) -> None:
         item.held += scratch
@@ -232,9 +246,9 @@ class DirectLoad:
         item.held -= scratch
         self._held -= scratch
 
-    def _take(self, fetched: Fetched[Span[Part]]) -> None:
+    def _take(self, fetched: Fetched[Sequence[Cut[Part]]]) -> None:
         """Take note of what has arrived; finish the items that have all they need."""
-        for cut in fetched.fetch.tag.cuts:
+        for cut in fetched.fetch.tag:
             part = cut.piece.owner
             item = part.owner
             try:
@@ -280,6 +294,11 @@ class _Places:
         """Bytes that have memory of their own."""
         self.close()
         self.targets.append(memory)
+
+    def fetch(self, path: str, cuts: Sequence[Cut[Part]]) -> Fetch[Sequence[Cut[Part]]]:
+        """The request that fills these places."""
+        self.close()
+        return Fetch(path, cuts[0].start, cuts[-1].end, self.targets, cuts)
 
     def close(self) -> None:
         """Allocate what is shared so far."""
