@@ -34,11 +34,19 @@ def machine() -> dict[str, str | int]:
     """What a reader of the figures needs to know about the machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
+        "processor": _processor(),
         "cores": os.cpu_count() or 0,
         "memory_gib": round(memory / 2**30),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def _cpu_seconds() -> float:

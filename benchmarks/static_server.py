@@ -1,15 +1,20 @@
 """A server that answers ranged GETs from files as fast as the kernel can: the server is not
-the limit when a client is measured against it.
+the limit when a client is measured against it. It can also be made as slow as is wanted.
 
     python -m benchmarks.static_server FOLDER [--tls CERTIFICATE KEY] [--delay SECONDS]
+        [--bandwidth BYTES_PER_SECOND]
 
-It prints its address. ``http://127.0.0.1:PORT/BUCKET/KEY`` is the file ``FOLDER/BUCKET/KEY``.
-It understands GET and HEAD with one range, keeps connections open, and checks nothing.
+It prints its address, and ends when its standard input does.
+``http://127.0.0.1:PORT/BUCKET/KEY`` is the file ``FOLDER/BUCKET/KEY``. It understands GET and
+HEAD with one range, keeps connections open, and checks nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import email.utils
+import functools
+import mmap
 import os
 import re
 import socket
@@ -18,30 +23,46 @@ import sys
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 _RANGE = re.compile(rb"\r\nrange: bytes=(\d+)-(\d*)", re.IGNORECASE)
-_MIB = 1024 * 1024
+# How often a throttled answer goes on.
+_TICK = 0.02
 
 
-def serve(folder: Path, tls: ssl.SSLContext | None, delay: float) -> None:
-    """Serve until the process is killed."""
+@dataclass(frozen=True)
+class Settings:
+    """What is served, and how.
+
+    ``delay`` is seconds before each answer, ``bandwidth`` bytes per second of each connection;
+    0: all that the kernel takes.
+    """
+
+    folder: Path
+    tls: ssl.SSLContext | None = None
+    delay: float = 0.0
+    bandwidth: float = 0.0
+
+
+def serve(settings: Settings) -> None:
+    """Serve until the process ends."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-    scheme = "https" if tls else "http"
+    scheme = "https" if settings.tls else "http"
     print(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     while True:
         connection, _ = listener.accept()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        arguments = (connection, folder, tls, delay)
+        arguments = (connection, settings)
         threading.Thread(target=_serve_connection, args=arguments, daemon=True).start()
 
 
-def _serve_connection(
-    connection: socket.socket, folder: Path, tls: ssl.SSLContext | None, delay: float
-) -> None:
+def _serve_connection(connection: socket.socket, settings: Settings) -> None:
     try:
-        if tls:
-            connection = tls.wrap_socket(connection, server_side=True)
+        if settings.tls:
+            connection = settings.tls.wrap_socket(connection, server_side=True)
         with connection:
             pending = b""
             while True:
@@ -51,22 +72,23 @@ def _serve_connection(
                         return
                     pending += block
                 request, _, pending = pending.partition(b"\r\n\r\n")
-                time.sleep(delay)
-                _answer(connection, request, folder)
+                time.sleep(settings.delay)
+                _answer(connection, request, settings)
     except OSError:
         return  # the client has gone
 
 
-def _answer(connection: socket.socket, request: bytes, folder: Path) -> None:
+def _answer(connection: socket.socket, request: bytes, settings: Settings) -> None:
     method, target, _ = request.split(b"\r\n", 1)[0].split(b" ")
-    path = urllib.parse.unquote(target.split(b"?")[0].decode()).lstrip("/")
+    path = settings.folder / urllib.parse.unquote(target.split(b"?")[0].decode()).lstrip("/")
     try:
-        file = open(folder / path, "rb")  # noqa: SIM115 - closed below
+        file = open(path, "rb")  # noqa: SIM115 - closed below
     except OSError:
         connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
         return
     with file:
-        size = os.fstat(file.fileno()).st_size
+        about = os.fstat(file.fileno())
+        size = about.st_size
         start, end, status = 0, size, b"200 OK"
         found = _RANGE.search(request)
         extra = b""
@@ -75,20 +97,49 @@ def _answer(connection: socket.socket, request: bytes, folder: Path) -> None:
             end = min(int(found[2]) + 1, size) if found[2] else size
             status = b"206 Partial Content"
             extra = b"Content-Range: bytes %d-%d/%d\r\n" % (start, end - 1, size)
+        modified = email.utils.formatdate(about.st_mtime, usegmt=True).encode()
         connection.sendall(
-            b'HTTP/1.1 %s\r\nContent-Length: %d\r\nETag: "static"\r\nAccept-Ranges: bytes\r\n%s\r\n'
-            % (status, end - start, extra)
+            b"HTTP/1.1 %s\r\nContent-Length: %d\r\nLast-Modified: %s\r\n"
+            b'ETag: "static"\r\nAccept-Ranges: bytes\r\n%s\r\n'
+            % (status, end - start, modified, extra)
         )
-        if method != b"GET":
-            return
-        if isinstance(connection, ssl.SSLSocket):
-            file.seek(start)
-            while start < end:
-                block = file.read(min(_MIB, end - start))
-                connection.sendall(block)
-                start += len(block)
-        else:
-            connection.sendfile(file, start, end - start)
+        if method == b"GET" and start < end:
+            _pace(start, end, settings.bandwidth, _sender(connection, path, file))
+
+
+def _sender(connection: socket.socket, path: Path, file: BinaryIO) -> Callable[[int, int], object]:
+    """Sends a range of the file: by the kernel alone, or encrypted out of mapped memory."""
+    if not isinstance(connection, ssl.SSLSocket):
+        return lambda start, end: connection.sendfile(file, start, end - start)
+    memory = _mapped(path)
+    return lambda start, end: connection.sendall(memory[start:end])
+
+
+@functools.cache
+def _mapped(path: Path) -> memoryview:
+    """The file as memory, with all its pages there: a fifth less CPU than reading blocks."""
+    with open(path, "rb") as file:
+        populated = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+        return memoryview(mmap.mmap(file.fileno(), 0, populated, mmap.PROT_READ))
+
+
+def _pace(start: int, end: int, bandwidth: float, send: Callable[[int, int], object]) -> None:
+    """Send all at once, or in pieces that keep to the bandwidth."""
+    if not bandwidth:
+        send(start, end)
+        return
+    step = max(1, int(bandwidth * _TICK))
+    begin = time.monotonic()
+    for cut in range(start, end, step):
+        stop = min(cut + step, end)
+        send(cut, stop)
+        due = begin + (stop - start) / bandwidth
+        time.sleep(max(0.0, due - time.monotonic()))
+
+
+def _end_with_input() -> None:
+    sys.stdin.read()
+    os._exit(0)
 
 
 def main() -> None:
@@ -97,13 +148,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"))
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
+    parser.add_argument(
+        "--bandwidth", type=float, default=0.0, help="bytes per second of each connection"
+    )
     options = parser.parse_args()
     context = None
     if options.tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*options.tls)
-    serve(options.folder, context, options.delay)
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    serve(Settings(options.folder, context, options.delay, options.bandwidth))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,0 +1,168 @@
+"""Compare loads side by side: the machinery behind `load`, `latency` and the others.
+
+Each load runs in a process and environment of its own, into memory that was touched before,
+and is compared with what was saved. Systems take turns; the tables show medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torch_s3dcp import available_readers
+
+from .cases import make_cases
+from .checkpoints import write_checkpoint
+from .measure import machine
+from .servers import BUCKET, PREFIX, SERVERS, serve
+from .tables import GB, median_row, show
+
+PEERS = os.environ.get("TORCH_S3DCP_PEERS_PYTHON", ".venv-peers/bin/python")
+_PEERS = (
+    "s3torchconnector:dcp_optimized",
+    "s3torchconnector:range_based",
+    "s3torchconnector:sequential",
+    "fsspec",
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One table: a case, the server, and what each child is told."""
+
+    case: str
+    server: str
+    delay: float = 0.0
+    bandwidth: float = 0.0
+    rounds: int = 3
+    cold: bool = False
+    tiny: bool = False
+
+    def title(self, needed: int) -> str:
+        """What the figures of this table are of."""
+        parts = [f"{self.case}: {needed / GB:.2f} GB from {self.server}"]
+        if self.delay:
+            parts.append(f"{self.delay * 1000:g} ms more per request")
+        if self.bandwidth:
+            parts.append(f"{self.bandwidth / 1e6:g} MB/s for each connection")
+        if self.cold:
+            parts.append("cold")
+        return ", ".join(parts)
+
+
+def main(about: str | None, arguments: Sequence[str] | None = None, /, **defaults: Any) -> None:
+    """Parse the command line, run, print.
+
+    about: what the command says of itself, usually the docstring of its module.
+    arguments: the command line; None: that of the process.
+    defaults: options with another default than the one given here.
+    """
+    options = parser_of(about, defaults).parse_args(arguments)
+    if options.server == "seaweed" and (any(options.delay) or any(options.bandwidth)):
+        raise SystemExit("--delay and --bandwidth need --server static or https")
+    systems = chosen_systems(options.systems)
+    tables = []
+    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    for case in options.case:
+        with tempfile.TemporaryDirectory(dir=memory) as name:
+            folder = Path(name)
+            write_checkpoint(case, folder / BUCKET / PREFIX, tiny=options.tiny)
+            for delay, bandwidth in itertools.product(options.delay, options.bandwidth):
+                setting = Setting(
+                    case,
+                    options.server,
+                    delay,
+                    bandwidth,
+                    options.rounds,
+                    options.cold,
+                    options.tiny,
+                )
+                tables.append(compare(setting, systems, folder))
+    if options.json:
+        options.json.write_text(
+            json.dumps({"machine": machine(), "torch": _torch(), "tables": tables}, indent=1)
+        )
+
+
+def parser_of(about: str | None, defaults: dict[str, Any]) -> argparse.ArgumentParser:
+    """The command line that all these commands share."""
+    parser = argparse.ArgumentParser(
+        description=(about or "").splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    many: dict[str, Any] = {"nargs": "+", "metavar": "N"}
+    add = parser.add_argument
+    add("--case", nargs="+", choices=make_cases(), default=["full"], metavar="CASE", help="cases")
+    add("--server", choices=SERVERS, default="seaweed", help="where the checkpoint lies")
+    add("--delay", type=float, default=[0.0], help="seconds before each answer", **many)
+    add("--bandwidth", type=float, default=[0.0], help="bytes/s of each connection", **many)
+    add("--rounds", type=int, default=3, help="runs of each system")
+    add("--systems", nargs="+", metavar="NAME", help="such as ours:direct fsspec; ours: all of it")
+    add("--cold", action="store_true", help="make clients and connections within the clock")
+    add("--tiny", action="store_true", help="hardly any data: only to see that all works")
+    add("--json", type=Path, metavar="FILE", help="also write all results to this file")
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def chosen_systems(wanted: Sequence[str] | None) -> list[str]:
+    """The systems of these names, where ``ours`` stands for all of ours; None: all there are."""
+    peers = list(_PEERS)
+    if not Path(PEERS).exists():
+        print(f"no interpreter {PEERS}: `make peers` installs the other packages")
+        peers = []
+    ours = [f"ours:{name}" for name in available_readers()]
+    known = [*ours, *peers, "filesystem", "floor"]
+    if wanted is None:
+        return known
+    chosen: list[str] = []
+    for name in wanted:
+        chosen += [name] if ":" in name else [s for s in known if s.partition(":")[0] == name]
+    return chosen
+
+
+def compare(setting: Setting, systems: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Start the server and let the systems take turns; the table with its runs."""
+    results: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
+    with serve(setting.server, folder, setting.delay, setting.bandwidth) as environment:
+        for number, system in itertools.product(range(setting.rounds), systems):
+            run = run_child(system, setting, folder, environment)
+            results[system].append(run)
+            print(f"round {number + 1}/{setting.rounds} {system}: {run['wall']:.2f} s", flush=True)
+    rows = [median_row(system, runs) for system, runs in results.items()]
+    needed = next(iter(results.values()))[0]["needed"]
+    title = setting.title(needed)
+    show(rows, f"{title}; medians of {setting.rounds}\nmachine {machine()}, torch {_torch()}")
+    return {"title": title, "setting": vars(setting), "rows": rows, "runs": results}
+
+
+def run_child(
+    system: str, setting: Setting, folder: Path, environment: dict[str, str]
+) -> dict[str, Any]:
+    """One load in a fresh process."""
+    peer = system.partition(":")[0] in ("s3torchconnector", "fsspec")
+    command = [PEERS if peer else sys.executable, "-W", "ignore", "-m", "benchmarks.child"]
+    command += [system, setting.case, f"s3://{BUCKET}/{PREFIX}", str(folder / BUCKET / PREFIX)]
+    command += ["--tiny"] * setting.tiny + ["--cold"] * setting.cold
+    child = {**os.environ, **environment}
+    done = subprocess.run(command, env=child, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{system} failed:\n{done.stderr[-3000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _torch() -> str:
+    return re.sub(r"[+].*", "", torch.__version__)

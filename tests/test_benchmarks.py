@@ -1,0 +1,129 @@
+"""Every benchmark command runs and checks what it loads, at a size that measures nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+PEERS = ROOT / os.environ.get("TORCH_S3DCP_PEERS_PYTHON", ".venv-peers/bin/python")
+pytestmark = pytest.mark.slow
+
+Run = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Runs a command with hardly any data, one round; gives its tables."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+
+    def run_command(command: str, *options: str) -> list[dict[str, Any]]:
+        file = tmp_path / f"{command}.json"
+        words = ["--tiny", "--rounds", "1", "--json", str(file), *options]
+        monkeypatch.setattr(sys, "argv", [command, *words])
+        runpy.run_module(f"benchmarks.{command}", run_name="__main__")
+        tables: list[dict[str, Any]] = json.loads(file.read_text())["tables"]
+        return tables
+
+    return run_command
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "titles"),
+    [
+        ("load", ["--server", "https"], ["full"]),
+        ("latency", ["--delay", "0.01", "--cold"], ["latency"]),
+        ("partial", ["--delay", "0.001", "0.01"], ["partial", "partial"]),
+        ("reshard", ["--case", "reshard-columns"], ["reshard-columns"]),
+        ("small", [], ["small"]),
+        ("memory", ["--case", "convert", "--bandwidth", "1e6"], ["convert"]),
+    ],
+)
+def test_command(run: Run, command: str, options: list[str], titles: list[str]) -> None:
+    tables = run(command, "--systems", "ours:direct", *options)
+    assert [table["setting"]["case"] for table in tables] == titles
+    for table in tables:
+        (row,) = table["rows"]
+        assert row["system"] == "ours:direct"
+        assert row["requests"] >= 2
+        (measured,) = table["runs"]["ours:direct"]
+        assert measured["needed"] > 0
+
+
+def test_systems_without_a_client_of_ours(run: Run) -> None:
+    (table,) = run("load", "--server", "https", "--systems", "filesystem", "floor")
+    assert [row["system"] for row in table["rows"]] == ["filesystem", "floor"]
+    assert table["runs"]["floor"][0]["read"] > 0
+
+
+@pytest.mark.peers
+@pytest.mark.skipif(not PEERS.exists(), reason="`make peers` was not run")
+def test_other_packages(run: Run) -> None:
+    systems = ["s3torchconnector:dcp_optimized", "fsspec"]
+    (table,) = run("load", "--server", "https", "--systems", *systems)
+    assert [row["system"] for row in table["rows"]] == systems
+
+
+def test_a_delay_needs_a_server_that_can_wait(run: Run) -> None:
+    with pytest.raises(SystemExit, match="--delay"):
+        run("load", "--delay", "0.1")
+
+
+def test_a_name_stands_for_all_of_its_systems(run: Run) -> None:
+    from benchmarks.compare import chosen_systems
+    from torch_s3dcp import available_readers
+
+    ours = [f"ours:{name}" for name in available_readers()]
+    assert chosen_systems(["floor", "ours"]) == ["floor", *ours]
+    assert chosen_systems(["ours:direct"]) == ["ours:direct"]
+    assert set(chosen_systems(None)) >= {*ours, "filesystem", "floor"}
+
+
+def test_a_wrong_byte_ends_the_run(run: Run) -> None:
+    from benchmarks.cases import make_cases
+    from benchmarks.child import check
+
+    saved = make_cases(tiny=True)["convert"].saved()
+    loaded = {name: value.float() for name, value in saved.items()}
+    check(loaded, saved)
+    loaded["tensor.00001"][3] += 1
+    with pytest.raises(SystemExit, match=r"tensor\.00001"):
+        check(loaded, saved)
+
+
+def test_a_plot_is_the_same_each_time(run: Run, tmp_path: Path) -> None:
+    from benchmarks.plot import draw
+
+    row = {"gb_per_s": 1.5, "cpu_s_per_gb": 0.25}
+    rows = [{"system": name, **row} for name in ("ours:direct", "fsspec", "floor")]
+    tables = [{"title": "full: 1 GB", "rows": rows}, {"title": "small", "rows": rows[:1]}]
+    files = [tmp_path / name for name in ("one.svg", "other.svg")]
+    for file in files:
+        draw(tables, ["gb_per_s", "cpu_s_per_gb"], file)
+    text = files[0].read_text()
+    assert text == files[1].read_text()
+    for word in ("ours:direct", "fsspec", "1.50", "0.25", "full: 1 GB"):
+        assert f">{word}</text>" in text
+
+
+def test_slices_are_cut_as_dtensor_cuts(run: Run) -> None:
+    from benchmarks.cases import expected_part, make_cases
+
+    case = make_cases(tiny=True)["reshard-rows"]
+    try:
+        wanted, saved = case.wanted(), case.saved()
+        for name, value in wanted.items():
+            part = expected_part(name, value, saved)
+            assert part.shape == value.to_local().shape
+            assert torch.equal(part, saved[name][17:34])
+    finally:
+        torch.distributed.destroy_process_group()
