@@ -11,13 +11,14 @@ from support.dcp import Place, assert_same, failures, quiet, randn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 
-from torch_s3dcp import S3StorageReader
-from torch_s3dcp.exceptions import InvalidCheckpointError
+from torch_s3dcp import S3ClientConfig, S3StorageReader
+from torch_s3dcp.exceptions import EndpointError, InvalidCheckpointError, WrongRangeError
 from torch_s3dcp.readers.direct import DirectReaders
 from torch_s3dcp.stats import LoadStats
-from torch_s3dcp.testing.wrappers import RecordingTransport
+from torch_s3dcp.testing.wrappers import Fault, FaultTransport, RecordingTransport
 
 BIG = (1024, 1024)
+MIB = 2**20
 
 
 def load(
@@ -171,3 +172,103 @@ def test_other_readers_have_no_stats(memory: Place) -> None:
     with quiet():
         dcp.load({"w": torch.zeros(10)}, storage_reader=reader)
     assert reader.stats is None
+
+
+class Busy(RecordingTransport):
+    """Every answer comes after a refusal that the transport got over by itself."""
+
+    def get(self, *where: Any, **conditions: Any) -> Any:
+        body = super().get(*where, **conditions)
+        body.retries = 1
+        return body
+
+
+def test_a_server_that_refuses_is_asked_less(memory: Place) -> None:
+    saved = {f"w{n}": randn(*BIG, seed=n) for n in range(16)}
+    memory.save(saved, "run")
+    state = {name: torch.zeros(BIG) for name in saved}
+    reader = S3StorageReader(
+        memory.url("run"),
+        transport=Busy(memory.transport),
+        s3client_config=S3ClientConfig(initial_concurrency=4),
+        reader_constructor=DirectReaders(part_size=MIB),
+    )
+    with quiet():
+        dcp.load(state, storage_reader=reader)
+    assert_same(state, saved)
+    stats = reader.stats
+    assert stats is not None
+    assert stats.retries == stats.data_requests
+    assert stats.concurrency == 4
+    assert stats.requests == 1 + 2 * stats.data_requests
+
+
+def test_the_number_of_requests_in_flight_is_bounded(memory: Place) -> None:
+    saved = {f"w{n}": randn(*BIG, seed=n) for n in range(24)}
+    memory.save(saved, "run")
+    state = {name: torch.zeros(BIG) for name in saved}
+    reader = S3StorageReader(
+        memory.url("run"),
+        transport=memory.transport,
+        s3client_config=S3ClientConfig(initial_concurrency=2, max_concurrency=3),
+        reader_constructor=DirectReaders(part_size=MIB),
+    )
+    with quiet():
+        dcp.load(state, storage_reader=reader)
+    assert_same(state, saved)
+    assert reader.stats is not None
+    assert reader.stats.concurrency <= 3
+    assert reader.stats.peak_in_flight <= 3 * MIB
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("get", error=WrongRangeError("other bytes"), nth=3),
+        Fault("get", body="cut", after=100_000, nth=3),
+        Fault("get", body="truncate", after=5, nth=2),
+    ],
+    ids=["wrong range", "cut", "truncated"],
+)
+def test_what_goes_wrong_once_is_made_good_and_counted(memory: Place, fault: Fault) -> None:
+    saved = {f"w{n}": randn(*BIG, seed=n) for n in range(3)}
+    memory.save(saved, "run")
+    state = {name: torch.zeros(BIG) for name in saved}
+    reader = S3StorageReader(
+        memory.url("run"),
+        transport=FaultTransport(memory.transport, [fault]),
+        reader_constructor=DirectReaders(part_size=2 * MIB),
+    )
+    with quiet():
+        dcp.load(state, storage_reader=reader)
+    assert_same(state, saved)
+    assert reader.stats is not None
+    assert reader.stats.retries == 1
+
+
+def test_a_connection_that_stays_broken_ends_the_load(memory: Place) -> None:
+    memory.save({"w": randn(*BIG)}, "run")
+    transport = FaultTransport(
+        memory.transport, [Fault("get", error=EndpointError("no route"), nth=2, times=None)]
+    )
+    reader = S3StorageReader(memory.url("run"), transport=transport)
+    with quiet(), pytest.raises(CheckpointException) as caught:
+        dcp.load({"w": torch.zeros(BIG)}, storage_reader=reader)
+    (error,) = failures(caught.value)
+    assert type(error) is EndpointError
+    assert (error.bucket, error.tensor) == (memory.bucket, "w")
+
+
+def test_scratch_stays_within_the_budget(memory: Place) -> None:
+    saved = {f"w{n}": randn(2048, 2048, seed=n) for n in range(6)}
+    memory.save(saved, "run")
+    state = {name: torch.zeros(2048, 2048, dtype=torch.float64) for name in saved}
+    config = S3ClientConfig(memory_budget=16 * MIB)
+    reader = S3StorageReader(memory.url("run"), transport=memory.transport, s3client_config=config)
+    with quiet():
+        dcp.load(state, storage_reader=reader)
+    assert_same(state, {name: value.double() for name, value in saved.items()})
+    assert reader.stats is not None
+    assert reader.stats.scratch_items == 6
+    # One request may begin just below the budget.
+    assert reader.stats.peak_scratch <= (16 + 16) * MIB
