@@ -53,9 +53,9 @@ demo: $(VENV_READY)  ## save and load a checkpoint on a local S3 server
 	@echo "==> demo"
 	@$(BIN)/python -m examples.demo
 
-bench: $(VENV_READY) $(PEERS_READY)  ## measure loading, beside other packages
+bench: $(VENV_READY) $(PEERS_READY)  ## measure loading once, beside other packages
 	@echo "==> benchmarks"
-	@$(BIN)/python -m benchmarks.load
+	@$(BIN)/python -m benchmarks.load --rounds 1
 
 docs: $(VENV_READY)  ## the documentation site, in site/
 	@echo "==> mkdocs"
