@@ -85,5 +85,5 @@ $(VENV_READY): pyproject.toml constraints.txt torch_s3dcp/_version.py
 $(PEERS_READY): constraints-peers.txt
 	$(call make_environment,$(PEERS))
 	@echo "==> $(PEERS): installing other packages for the same job"
-	@$(PEERS)/bin/python -m pip install -q -c constraints-peers.txt torch numpy 's3torchconnector[dcp]' s3fs
+	@$(PEERS)/bin/python -m pip install -q -c constraints-peers.txt torch numpy 's3torchconnector[dcp]' s3fs 'obstore; python_version >= "3.11"'
 	@touch $@
