@@ -127,6 +127,15 @@ def test_blocks_are_pinned_where_there_are_streams(memory: Place, seed: int) -> 
         assert lazy.module.copies > 0
 
 
+def test_blocks_with_gaps_are_not_packed_on_the_host(memory: Place) -> None:
+    memory.save({"w": randn(*BIG)}, "run")
+    with lazy_device(0) as lazy:
+        planner = Boxes(lazy, (slice(0, 512), slice(128, 640)))
+        load(memory, {"w": torch.zeros(BIG)}, planner, max_gap_size=MIB)
+        assert lazy.module.copies > 0
+        assert lazy.module.packed == 0
+
+
 @pytest.mark.parametrize(
     "box",
     [

@@ -109,6 +109,8 @@ class LazyModule:
         self.faults: list[str] = []
         #: Copies from pinned memory that were queued.
         self.copies = 0
+        #: Copies that should not have blocked, but first had to be packed on the host.
+        self.packed = 0
 
     def Stream(self, device: torch.device = DEVICE) -> LazyStream:
         assert device == DEVICE
@@ -232,7 +234,7 @@ class LazyDevice(TorchDispatchMode):
             assert isinstance(source, LazyTensor)
             stream.synchronize()
             return target.copy_(source.inner)
-        write, read = self.reach(target, stream), self.read(source, stream)
+        write, read = self.reach(target, stream), self.read(source, stream, non_blocking)
         on_device = isinstance(source, LazyTensor)
 
         def work() -> None:
@@ -245,11 +247,12 @@ class LazyDevice(TorchDispatchMode):
             stream.synchronize()
         return target
 
-    def read(self, source: torch.Tensor, stream: LazyStream) -> Access:
+    def read(self, source: torch.Tensor, stream: LazyStream, non_blocking: bool) -> Access:
         if isinstance(source, LazyTensor):
             return self.reach(source, stream)
         reference, _ = self.pinned.get(source.untyped_storage().data_ptr(), (None, 0))
         if reference is None or reference.expired() or not source.is_contiguous():
+            self.module.packed += non_blocking
             packed = source.clone()  # the driver, or torch, stages it before the call returns
             return lambda: packed
         self.module.copies += 1
