@@ -42,7 +42,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     [
         ("load", ["--server", "https"], ["full"]),
         ("latency", ["--delay", "0.01", "--cold"], ["latency"]),
-        ("partial", ["--delay", "0.001", "0.01"], ["partial", "partial"]),
+        ("partial", ["--case", "partial", "--delay", "0.001", "0.01"], ["partial", "partial"]),
         ("reshard", ["--case", "reshard-columns"], ["reshard-columns"]),
         ("small", [], ["small"]),
         ("memory", ["--case", "convert", "--bandwidth", "1e6"], ["convert"]),

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.planner import LoadPlanner, ReadItem
 from .archive import LayoutError
 from .concurrency import ConcurrencyLimit
 from .exceptions import S3DCPError
-from .fetching import Fetch, Fetched, FetchPool, OpenRange
+from .fetching import Fetch, Fetched, FetchPool, OpenRange, Target
 from .landing import (
     BLOCK_SIZE,
     SMALL_ITEM,
@@ -185,7 +185,8 @@ class DirectLoad:
                 pool.resize(self._limit.limit)
                 self._take(fetched)
             peak = max(self._stats.peak_in_flight, pool.peak_bytes)
-            self._stats = replace(self._stats, peak_in_flight=peak)
+            scratch = self._stats.peak_scratch + pool.scratch
+            self._stats = replace(self._stats, peak_in_flight=peak, peak_scratch=scratch)
 
     def _room(self, pool: FetchPool[Sequence[Cut[Part]]]) -> bool:
         # Some wait in the queue, so that no connection waits for this thread: few where each
@@ -230,8 +231,8 @@ class DirectLoad:
                 places.share(part)
                 taken = part.size
             else:
-                taken = part.prepare() if part.memory is None else 0
-                places.add(part.content[cut.offset : cut.offset + len(cut)])
+                taken = 0 if part.prepared else part.prepare(len(cut))
+                places.add(part.place(cut.offset, len(cut)))
             self._hold(part.owner, taken)
             scratch += taken
         yield places.fetch(path, cuts)
@@ -277,7 +278,7 @@ class _Places:
     """Memory for the bytes of one request, in order; neighbours in scratch share a block."""
 
     def __init__(self) -> None:
-        self.targets: list[memoryview] = []
+        self.targets: list[Target] = []
         self._size = 0
         self._shared: list[tuple[Part, int]] = []
 
@@ -290,10 +291,10 @@ class _Places:
         self._shared.append((part, self._size))
         self._size += part.size
 
-    def add(self, memory: memoryview) -> None:
-        """Bytes that have memory of their own."""
+    def add(self, target: Target) -> None:
+        """Bytes that have a place of their own."""
         self.close()
-        self.targets.append(memory)
+        self.targets.append(target)
 
     def fetch(self, path: str, cuts: Sequence[Cut[Part]]) -> Fetch[Sequence[Cut[Part]]]:
         """The request that fills these places."""

@@ -24,6 +24,17 @@ class RangeStream(ObjectStream, Protocol):
         ...
 
 
+class Passing(Protocol):
+    """Bytes that pass through scratch of the thread that receives them."""
+
+    def __len__(self) -> int: ...
+
+    def put(self, content: memoryview) -> None:
+        """Take all of the bytes, in the receiving thread. The memory is used again after that."""
+        ...
+
+
+Target = memoryview | Passing
 OpenRange = Callable[[str, int, int], RangeStream]
 
 
@@ -37,7 +48,7 @@ class Fetch(Generic[T]):
     path: str
     start: int
     end: int
-    targets: Sequence[memoryview]
+    targets: Sequence[Target]
     tag: T
 
     def __len__(self) -> int:
@@ -81,6 +92,8 @@ class FetchPool(Generic[T]):
         self.pending = 0
         #: The most bytes that the requests in flight asked for at one time.
         self.peak_bytes = 0
+        #: Bytes of scratch that the threads hold.
+        self.scratch = 0
 
     def __enter__(self) -> FetchPool[T]:
         return self
@@ -96,6 +109,11 @@ class FetchPool(Generic[T]):
             self._waiting.put(None)
         for thread in self._threads:
             thread.join()
+
+    def count_scratch(self, more: int) -> None:
+        """A thread holds more scratch."""
+        with self._lock:
+            self.scratch += more
 
     def resize(self, concurrency: int) -> None:
         """Have more or fewer requests in flight from now on."""
@@ -121,12 +139,13 @@ class FetchPool(Generic[T]):
         return ended
 
     def _work(self) -> None:
+        scratch = _ThreadScratch(self)
         while True:
             fetch = self._waiting.get()
             if fetch is None:
                 return
             try:
-                ended = self._receive(fetch)
+                ended = self._receive(fetch, scratch)
             except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
                 ended = Fetched(fetch, error)
             with self._lock:
@@ -136,7 +155,7 @@ class FetchPool(Generic[T]):
             if surplus:
                 return
 
-    def _receive(self, fetch: Fetch[T]) -> Fetched[T]:
+    def _receive(self, fetch: Fetch[T], scratch: _ThreadScratch) -> Fetched[T]:
         asked = time.perf_counter()
         with self._lock:
             self._bytes += len(fetch)
@@ -144,25 +163,43 @@ class FetchPool(Generic[T]):
         try:
             stream = self._open_range(fetch.path, fetch.start, fetch.end)
             answered = time.perf_counter()
-            self._fill(fetch, stream)
+            self._fill(fetch, stream, scratch)
             took = time.perf_counter() - answered
             return Fetched(fetch, None, answered - asked, took, stream.retries)
         finally:
             with self._lock:
                 self._bytes -= len(fetch)
 
-    def _fill(self, fetch: Fetch[T], stream: RangeStream) -> None:
+    def _fill(self, fetch: Fetch[T], stream: RangeStream, scratch: _ThreadScratch) -> None:
         with self._lock:
             self._open.add(stream)
         try:
             for target in fetch.targets:
                 if self._stopped:
                     return
-                if fill_from(stream, target) < len(target):
+                passing = None if isinstance(target, memoryview) else target
+                memory = target if isinstance(target, memoryview) else scratch.of(len(target))
+                if fill_from(stream, memory) < len(memory):
                     raise TruncatedObjectError(
                         "the stream ended early", byte_range=(fetch.start, fetch.end)
                     )
+                if passing is not None:
+                    passing.put(memory)
         finally:
             with self._lock:
                 self._open.discard(stream)
             stream.close()
+
+
+class _ThreadScratch:
+    """Memory of one thread, as large as the largest use of it so far."""
+
+    def __init__(self, pool: FetchPool[T]) -> None:
+        self._count = pool.count_scratch
+        self._memory = memoryview(b"")
+
+    def of(self, size: int) -> memoryview:
+        if len(self._memory) < size:
+            self._count(size - len(self._memory))
+            self._memory = memoryview(bytearray(size))
+        return self._memory[:size]

@@ -27,7 +27,7 @@ def storage_view(tensor: torch.Tensor) -> memoryview:
     storage = tensor.untyped_storage()
     if storage.nbytes() == 0:
         return memoryview(b"")
-    flat = torch.empty(0, dtype=torch.uint8).set_(storage)
+    flat = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
     return memoryview(cast("Buffer", flat.numpy()))
 
 

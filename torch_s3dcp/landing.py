@@ -24,8 +24,17 @@ from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
 from .archive import LayoutError, parse_header, parse_trailer, predict_data_offset
 from .exceptions import InvalidCheckpointError
+from .fetching import Target
 from .items import copy_into, narrow
-from .memory import Destinations, Scratch, ScratchBlock, as_tensor, byte_view
+from .memory import (
+    Destinations,
+    Scatter,
+    Scratch,
+    ScratchBlock,
+    as_tensor,
+    byte_view,
+    element_view,
+)
 from .plan import PlannedItem
 from .regions import Block, cut_region, row_major_strides
 from .spans import Piece
@@ -34,6 +43,8 @@ from .spans import Piece
 SMALL_ITEM = 128 * 1024
 # Scratch blocks and cuts of large tensors have this many bytes at most.
 BLOCK_SIZE = 8 * 1024 * 1024
+# Blocks with gaps pass through scratch of the receiving thread, which should stay in its cache.
+SPARSE_BLOCK_SIZE = 1024 * 1024
 
 Serve = Callable[[PlannedItem[ReadItem], memoryview], None]
 
@@ -57,10 +68,23 @@ class Part:
         self.missing = size
         self.memory: memoryview | None = None
 
-    def prepare(self) -> int:
-        """Get memory of its own; return how many bytes of scratch that took."""
+    def prepare(self, size: int) -> int:
+        """Get memory of its own; return how many bytes of scratch that took.
+
+        Args:
+            size: How many of the bytes come with the first request.
+        """
         self.memory = memoryview(bytearray(self.size))
         return self.size
+
+    @property
+    def prepared(self) -> bool:
+        """Whether there is a place for the bytes."""
+        return self.memory is not None
+
+    def place(self, offset: int, size: int) -> Target:
+        """Where bytes of the part are to be received."""
+        return self.content[offset : offset + size]
 
     @property
     def content(self) -> memoryview:
@@ -86,16 +110,32 @@ class BlockPart(Part):
         self._request = request
         self._target: torch.Tensor | None = None
         self._scratch: ScratchBlock | None = None
+        self._scatter: Scatter | None = None
         self.in_place = False
 
-    def prepare(self) -> int:
+    @property
+    def prepared(self) -> bool:
+        return self._scatter is not None or super().prepared
+
+    def place(self, offset: int, size: int) -> Target:
+        return super().place(offset, size) if self._scatter is None else self._scatter
+
+    def prepare(self, size: int) -> int:
         tensor, block = self._tensor, self._block
         target = tensor.destinations.of(self._request)
         for dim, (offset, length) in enumerate(zip(block.offsets, block.lengths, strict=True)):
             target = target.narrow(dim, offset, length)
-        own = byte_view(target) if block.dense and target.dtype == tensor.dtype else None
+        same = target.dtype == tensor.dtype
+        own = byte_view(target) if block.dense and same else None
         if own is not None:
             self.memory, self.in_place = own, True
+            return 0
+        whole = size == self.size <= SPARSE_BLOCK_SIZE
+        view = element_view(target) if same and whole else None
+        if view is not None:
+            strides = row_major_strides(tensor.shape)
+            steps = [stride * tensor.dtype.itemsize for stride in strides]
+            self._scatter = Scatter(view, steps, self.size)
             return 0
         self._scratch, self._target = tensor.scratch.take(self.size, target), target
         self.memory = self._scratch.memory
@@ -107,7 +147,7 @@ class BlockPart(Part):
             strides = row_major_strides(self._tensor.shape)
             self._scratch.copy_to(self._target, self._tensor.dtype, strides)
             freed = self._scratch.capacity
-        self.memory = self._scratch = self._target = None
+        self.memory = self._scratch = self._target = self._scatter = None
         return freed
 
 
@@ -256,6 +296,7 @@ class LargeTensor(_TensorItem):
                 tuple(request.lengths),
                 self.dtype.itemsize,
                 limit=BLOCK_SIZE,
+                sparse_limit=SPARSE_BLOCK_SIZE - 1,  # no reader cuts these any more
                 max_gap=max_gap,
             ):
                 part = BlockPart(self, block, request)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.distributed.checkpoint.planner import LoadPlanner, ReadItem
 
 from .exceptions import SizeMismatchError
 from .staging import PinnedBlock, Staging
+
+Elements: TypeAlias = npt.NDArray[Any]
+# Types that numpy knows too, by bytes of an element.
+_SAME_SIZE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
 
 class Destinations:
@@ -80,6 +86,33 @@ class HostBlock:
         self._give(self._whole)
 
 
+class Scatter:
+    """Runs of bytes on their way into a CPU tensor of the same dtype, with gaps or strides.
+
+    Copied by numpy: it takes one thread, where torch would start a team of them for each of
+    ours.
+
+    Args:
+        view: The tensor, as :func:`element_view` shows it.
+        strides: Bytes from one element to the next in what arrives, for each dimension.
+        size: Bytes that arrive.
+    """
+
+    def __init__(self, view: Elements, strides: Sequence[int], size: int) -> None:
+        self._view = view
+        self._strides = tuple(strides)
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def put(self, content: memoryview) -> None:
+        """Copy the bytes to where they belong."""
+        view = self._view
+        runs = np.ndarray(view.shape, view.dtype, buffer=content, strides=self._strides)
+        np.copyto(view, runs)
+
+
 ScratchBlock: TypeAlias = HostBlock | PinnedBlock
 
 
@@ -137,6 +170,18 @@ def byte_view(tensor: torch.Tensor) -> memoryview | None:
     flat = torch.empty(0, dtype=torch.uint8, device="cpu")  # whatever the default device
     flat.set_(tensor.untyped_storage(), start, (size,), (1,))
     return memoryview(flat.numpy())  # type: ignore[arg-type]
+
+
+def element_view(tensor: torch.Tensor) -> Elements | None:
+    """A CPU tensor of any strides as numpy sees its elements' bytes; None where it cannot."""
+    kind = _SAME_SIZE.get(tensor.element_size())
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and not tensor.is_quantized
+    if kind is None or not plain or tensor.device.type != "cpu":
+        return None
+    if tensor.layout is not torch.strided or tensor.is_conj() or tensor.is_neg():
+        return None
+    view: Elements = tensor.view(kind).numpy()
+    return view
 
 
 def as_tensor(data: memoryview, dtype: torch.dtype) -> torch.Tensor:

@@ -42,6 +42,7 @@ def cut_region(
     *,
     limit: int,
     max_gap: int,
+    sparse_limit: int | None = None,
 ) -> tuple[Block, ...]:
     """Cut a region of a row-major tensor into blocks that cover it exactly once.
 
@@ -52,6 +53,7 @@ def cut_region(
         itemsize: Bytes of an element.
         limit: Bytes that a block's covering range has at most; a single element always fits.
         max_gap: A block reads through gaps of at most this many bytes between its runs.
+        sparse_limit: The limit for blocks with gaps; None: the same.
 
     Returns:
         Blocks in ascending order of ``start``; none for an empty region.
@@ -60,7 +62,8 @@ def cut_region(
         return ()
     strides = row_major_strides(shape)
     base = sum(offset * stride for offset, stride in zip(offsets, strides, strict=True))
-    cutter = _Cutter(strides, base, itemsize, limit, max_gap)
+    sparse = limit if sparse_limit is None else sparse_limit
+    cutter = _Cutter(strides, base, itemsize, limit, sparse, max_gap)
     return tuple(cutter.cut((0,) * len(lengths), tuple(lengths)))
 
 
@@ -70,12 +73,13 @@ class _Cutter:
     base: int
     itemsize: int
     limit: int
+    sparse_limit: int
     max_gap: int
 
     def cut(self, offsets: tuple[int, ...], lengths: tuple[int, ...]) -> Iterator[Block]:
         """The box itself where it fits, else its slices along the outermost dimension."""
         covering = self._covering(lengths)
-        if covering <= self.limit and self._widest_gap(lengths) <= self.max_gap:
+        if covering <= self._limit(lengths) and self._widest_gap(lengths) <= self.max_gap:
             start = self._position(offsets)
             yield Block(offsets, lengths, start, start + covering, self._dense(lengths))
             return
@@ -94,9 +98,13 @@ class _Cutter:
         """How many slices along ``dim`` fit into one block."""
         slice_bytes = self._covering((*lengths[:dim], 1, *lengths[dim + 1 :]))
         stride = self.strides[dim] * self.itemsize
-        if stride - slice_bytes > self.max_gap or slice_bytes > self.limit:
+        limit = self._limit((*lengths[:dim], 2, *lengths[dim + 1 :]))
+        if stride - slice_bytes > self.max_gap or slice_bytes > limit:
             return 1
-        return max(1, min(lengths[dim] - 1, (self.limit - slice_bytes) // stride + 1))
+        return max(1, min(lengths[dim] - 1, (limit - slice_bytes) // stride + 1))
+
+    def _limit(self, lengths: tuple[int, ...]) -> int:
+        return self.limit if self._dense(lengths) else self.sparse_limit
 
     def _covering(self, lengths: tuple[int, ...]) -> int:
         pairs = zip(lengths, self.strides, strict=True)

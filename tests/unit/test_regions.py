@@ -17,17 +17,28 @@ def boxes(draw):
     return shape, offsets, lengths
 
 
-@given(boxes(), st.sampled_from([1, 2, 4, 8]), st.integers(1, 300), st.integers(0, 100))
-def test_blocks_give_exactly_what_slicing_gives(box, itemsize, limit, max_gap) -> None:
+@given(
+    boxes(),
+    st.sampled_from([1, 2, 4, 8]),
+    st.integers(1, 300),
+    st.integers(0, 100),
+    st.integers(1, 300) | st.none(),
+)
+def test_blocks_give_exactly_what_slicing_gives(
+    box, itemsize, limit, max_gap, sparse_limit
+) -> None:
     shape, offsets, lengths = box
     stored = np.arange(int(np.prod(shape))).reshape(shape)
     expected = stored[tuple(slice(o, o + n) for o, n in zip(offsets, lengths, strict=True))]
     found = np.full(lengths, -1)
     steps = [stride * stored.itemsize for stride in row_major_strides(shape)]
-    blocks = cut_region(shape, offsets, lengths, itemsize, limit=limit, max_gap=max_gap)
+    blocks = cut_region(
+        shape, offsets, lengths, itemsize, limit=limit, max_gap=max_gap, sparse_limit=sparse_limit
+    )
     for block in blocks:
         assert block.start % itemsize == block.end % itemsize == 0
-        assert block.end - block.start <= max(limit, itemsize)
+        most = limit if block.dense or sparse_limit is None else sparse_limit
+        assert block.end - block.start <= max(most, itemsize)
         bytes_of_box = int(np.prod(block.lengths)) * itemsize
         assert block.dense == (bytes_of_box == block.end - block.start)
         flat = stored.ravel()[block.start // itemsize : block.end // itemsize]

@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)\Z")
 _SKIP_BLOCK = 1024 * 1024
 _DELETE_BATCH = 1000
+# urllib3 takes new memory for all that it is asked for, and copies from there.
+_COPIED_STEP = 1024 * 1024
 # Larger objects are copied in parts, several at a time. S3 itself would allow 5 GiB.
 LARGEST_SINGLE_COPY = 1024**3
 # A stream of unknown length cannot choose its part size by its length: with parts of 66 MiB
@@ -112,6 +114,7 @@ class BotoTransport:
             # "All from the end on" is nothing; to HTTP it is an error.
             return self._nothing(bucket, key, start, if_match)
         body = _Body(answer["Body"], bucket, key, whole="Range" not in options)
+        body.step = None if self._client().in_place else _COPIED_STEP
         found = _checked(answer, body, bucket, key, start, end, if_match)
         found.retries = retries + answer["ResponseMetadata"].get("RetryAttempts", 0)
         return found
@@ -307,10 +310,12 @@ class _Body:
         self._key = key
         self._whole = whole
         self.left: int | None = None
+        #: Bytes to ask for at once, at most.
+        self.step: int | None = None
 
     def readinto(self, buffer: memoryview, /) -> int:
         with translated("GetObject", self._bucket, self._key):
-            count = self._body.readinto(buffer) or 0
+            count = self._body.readinto(buffer[: self.step]) or 0
             if self.left is not None:
                 self.left -= count
                 if self._whole and not self.left:

@@ -31,10 +31,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Client:
-    """A boto3 client, and the short way for further ranges of an object, where there is one."""
+    """A boto3 client, and how it receives.
+
+    ``ranges`` is the short way for further ranges of an object, where there is one. ``in_place``
+    says that bodies come over connections of ours.
+    """
 
     boto: Boto3S3Client
     ranges: SignedRanges | None = None
+    in_place: bool = False
 
 
 _lock = threading.Lock()
@@ -181,4 +186,6 @@ def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> tupl
         if config.presigned_reads and not config.requester_pays:
             ranges = SignedRanges(client, connections, about)
     anonymous = config.unsigned or config.credentials is not None
-    return Client(client, ranges), anonymous or session.get_credentials() is not None
+    return Client(
+        client, ranges, core is not None
+    ), anonymous or session.get_credentials() is not None
