@@ -114,15 +114,17 @@ def make_cases(tiny: bool = False) -> dict[str, Case]:
     """All cases by name; ``tiny``: the same with little in them, to see that all work."""
     square = 50 if tiny else 8192
     few, many, most = (3, 6, 30) if tiny else (24, 90, 10_000)
-    eight, sixteen, twenty_four = (
-        (mib if tiny else mib * _MIB // torch.bfloat16.itemsize,) for mib in (8, 16, 24)
+    one, eight, sixteen, twenty_four = (
+        (mib if tiny else mib * _MIB // torch.bfloat16.itemsize,) for mib in (1, 8, 16, 24)
     )
     single = torch.float32
     return {
         "full": _model(_TINY_MODEL if tiny else MEDIUM),
         "small-model": _model(_TINY_MODEL if tiny else SMALL),
         "latency": _tensors(16, twenty_four, files=0),
-        "partial": _tensors(64, eight, wanted=range(0, 64, 4)),
+        # Tensors are dealt out to the files in turn: a third of each file, with gaps of two.
+        "partial": _tensors(64, eight, wanted=range(0, 64, 3)),
+        "partial-small": _tensors(512, one, wanted=range(0, 512, 3)),
         "small": _tensors(most, (2048,), files=1),
         "rows": _squares(square, 0, 3, 8),
         "columns": _squares(square, 1, 3, 8),
