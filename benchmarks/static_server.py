@@ -49,6 +49,11 @@ class Settings:
 
 def serve(settings: Settings) -> None:
     """Serve until the process ends."""
+    if settings.tls:
+        # Before the first request, which would pay for it, and only once.
+        for path in settings.folder.rglob("*"):
+            if path.is_file() and path.stat().st_size:
+                _mapped(path)
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     scheme = "https" if settings.tls else "http"
     print(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", flush=True)
