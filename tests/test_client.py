@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,7 +28,7 @@ from torch_s3dcp.exceptions import (
 from torch_s3dcp.pinned import ResumingStream
 from torch_s3dcp.testing.servers import MotoServer
 from torch_s3dcp.testing.wrappers import Fault, FaultTransport, RecordingTransport
-from torch_s3dcp.transports import BotoTransport, MemoryTransport, ObjectBody
+from torch_s3dcp.transports import BotoTransport, MemoryTransport, ObjectBody, ObjectInfo
 
 BUCKET, KEY = "bucket", "key"
 BLOB = bytes((5 * i + i // 256) % 256 for i in range(3000))
@@ -423,3 +424,38 @@ def test_head_copy_list_delete(memory: MemoryTransport) -> None:
     client.delete_object(BUCKET, KEY)
     with pytest.raises(ObjectNotFoundError):
         client.head_object(BUCKET, KEY)
+
+
+def test_a_stream_that_is_closed_begins_no_request() -> None:
+    """Closing wakes who waits for bytes, with an error that must not be taken for a break."""
+    asked: list[int] = []
+    woken = threading.Event()
+
+    class Stuck:
+        def readinto(self, _: Any) -> int:
+            assert woken.wait(10)
+            raise EndpointError("woken")
+
+        def close(self) -> None:
+            woken.set()
+
+    def begin(start: int, end: int | None) -> ObjectBody:
+        asked.append(start)
+        return ObjectBody(Stuck(), ObjectInfo(BUCKET, KEY, 100), start, 100)
+
+    stream = ResumingStream(begin, 0, 100, 5)
+    errors: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            stream.readinto(bytearray(10))
+        except EndpointError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.1)
+    stream.close()
+    thread.join(10)
+    assert asked == [0]
+    assert len(errors) == 1

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.planner import LoadPlanner, ReadItem
 from .archive import LayoutError
 from .concurrency import ConcurrencyLimit
 from .exceptions import S3DCPError
-from .fetching import Fetch, Fetched, FetchPool, OpenRange, Target
+from .fetching import Fetch, Fetched, FetchPool, OpenRange
 from .landing import (
     BLOCK_SIZE,
     SMALL_ITEM,
@@ -32,6 +32,7 @@ from .landing import (
 )
 from .link import LinkEstimate, LoadConditions
 from .memory import Destinations, Scratch
+from .places import Places
 from .plan import FilePlan, PlannedItem
 from .spans import Cut, Piece, Span
 from .staging import Staging
@@ -107,6 +108,7 @@ class DirectLoad:
         self._outcomes = dict.fromkeys(Outcome, 0)
         self._needed = self._held = 0
         self._stats = LoadStats()
+        self._next_is_prepared = False
         self._again: list[Landing] = []
 
     def run(self, files: Sequence[FilePlan[ReadItem]]) -> LoadStats:
@@ -163,8 +165,12 @@ class DirectLoad:
     ) -> Iterator[Fetch[Sequence[Cut[Part]]]]:
         """The requests, planned and given memory as they are asked for."""
         for path, pieces in by_path.items():
-            for span in self._strategy.plan_spans(pieces, self._conditions()):
-                yield from self._prepare(path, span)
+            spans = self._strategy.plan_spans(pieces, self._conditions())
+            for number, span in enumerate(spans):
+                for fetch in self._prepare(path, span):
+                    following = spans[number + 1 : number + 2]
+                    self._next_is_prepared = bool(following) and _is_prepared(following[0])
+                    yield fetch
 
     def _conditions(self) -> LoadConditions:
         return self._link.conditions(self._needed, self._begin_with)
@@ -192,8 +198,8 @@ class DirectLoad:
         # Some wait in the queue, so that no connection waits for this thread: few where each
         # takes fresh memory.
         ahead = _AHEAD_WITH_SCRATCH if self._held else self._limit.limit
-        busy = pool.pending >= self._limit.limit + ahead or self._held >= self._budget
-        if pool.pending and busy:
+        full = self._held >= self._budget and not self._next_is_prepared
+        if pool.pending and (full or pool.pending >= self._limit.limit + ahead):
             return False
         # Copies to devices are done sooner than the next request.
         self._scratch.settle(self._budget - self._held)
@@ -218,24 +224,23 @@ class DirectLoad:
         A span that needs much scratch becomes several requests: all connections are to have
         something to do within the budget.
         """
-        places, cuts, scratch = _Places(), list[Cut[Part]](), 0
+        places, cuts, scratch = Places(), list[Cut[Part]](), 0
         for cut in span.cuts:
             part = cut.piece.owner
             if cuts and scratch >= BLOCK_SIZE:
-                yield places.fetch(path, cuts)
-                places, cuts, scratch = _Places(), [], 0
-            if cuts:
-                places.skip(cut.start - cuts[-1].end)
+                yield _fetch(path, places, cuts)
+                places, cuts, scratch = Places(), [], 0
+            taken = places.skip(cut.start - cuts[-1].end) if cuts else 0
             cuts.append(cut)
             if part.shares_scratch and len(cut) == part.size:
                 places.share(part)
-                taken = part.size
+                taken += part.size
             else:
-                taken = 0 if part.prepared else part.prepare(len(cut))
+                taken += 0 if part.prepared else part.prepare(len(cut))
                 places.add(part.place(cut.offset, len(cut)))
             self._hold(part.owner, taken)
             scratch += taken
-        yield places.fetch(path, cuts)
+        yield _fetch(path, places, cuts)
 
     def _hold(self, item: Landing, scratch: int) -> None:
         item.held += scratch
@@ -274,39 +279,11 @@ class DirectLoad:
                 ) from error
 
 
-class _Places:
-    """Memory for the bytes of one request, in order; neighbours in scratch share a block."""
+def _fetch(path: str, places: Places, cuts: Sequence[Cut[Part]]) -> Fetch[Sequence[Cut[Part]]]:
+    """The request that fills places with cuts."""
+    return Fetch(path, cuts[0].start, cuts[-1].end, places.targets(), cuts)
 
-    def __init__(self) -> None:
-        self.targets: list[Target] = []
-        self._size = 0
-        self._shared: list[tuple[Part, int]] = []
 
-    def skip(self, count: int) -> None:
-        """Bytes of a gap: read and forgotten."""
-        self._size += count
-
-    def share(self, part: Part) -> None:
-        """A part that lands in shared scratch."""
-        self._shared.append((part, self._size))
-        self._size += part.size
-
-    def add(self, target: Target) -> None:
-        """Bytes that have a place of their own."""
-        self.close()
-        self.targets.append(target)
-
-    def fetch(self, path: str, cuts: Sequence[Cut[Part]]) -> Fetch[Sequence[Cut[Part]]]:
-        """The request that fills these places."""
-        self.close()
-        return Fetch(path, cuts[0].start, cuts[-1].end, self.targets, cuts)
-
-    def close(self) -> None:
-        """Allocate what is shared so far."""
-        if not self._size:
-            return
-        block = memoryview(bytearray(self._size))
-        for part, offset in self._shared:
-            part.memory = block[offset : offset + part.size]
-        self.targets.append(block)
-        self._shared, self._size = [], 0
+def _is_prepared(span: Span[Part]) -> bool:
+    """Whether a request for it takes no more memory."""
+    return all(cut.piece.owner.prepared for cut in span.cuts)

@@ -24,6 +24,19 @@ class RangeStream(ObjectStream, Protocol):
         ...
 
 
+class Unwanted:
+    """Bytes of a gap: received and forgotten."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def put(self, content: memoryview) -> None:
+        """Forget them."""
+
+
 class Passing(Protocol):
     """Bytes that pass through scratch of the thread that receives them."""
 
@@ -129,8 +142,8 @@ class FetchPool(Generic[T]):
             self._running += more
         if more:
             thread = threading.Thread(target=self._work, name="s3dcp-load", daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)
 
     def next(self) -> Fetched[T]:
         """Wait for a request to end, well or badly."""
@@ -142,7 +155,7 @@ class FetchPool(Generic[T]):
         scratch = _ThreadScratch(self)
         while True:
             fetch = self._waiting.get()
-            if fetch is None:
+            if fetch is None or self._stopped:
                 return
             try:
                 ended = self._receive(fetch, scratch)

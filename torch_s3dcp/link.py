@@ -42,7 +42,7 @@ class LinkEstimate:
     request more costs. The bandwidth is a moving average.
 
     Args:
-        seconds_per_request: What is known of the latency beforehand.
+        seconds_per_request: What is known of the latency beforehand; 0: nothing.
     """
 
     def __init__(self, seconds_per_request: float) -> None:
@@ -58,7 +58,8 @@ class LinkEstimate:
             received: Bytes of its body.
             took: Seconds from there to the body's end.
         """
-        self.seconds_per_request = min(self.seconds_per_request, waited)
+        known = self.seconds_per_request
+        self.seconds_per_request = min(known, waited) if known else waited
         if received < _TELLING_BYTES or took <= 0:
             return
         rate = received / took

@@ -127,7 +127,7 @@ class Scratch:
 
     def __init__(self, staging: Staging) -> None:
         self._staging = staging
-        self._spare: dict[int, list[bytearray]] = {}
+        self._spare: list[bytearray] = []
 
     def __enter__(self) -> Scratch:
         return self
@@ -146,16 +146,19 @@ class Scratch:
         self._staging.settle(limit)
 
     def take(self, size: int, target: torch.Tensor) -> ScratchBlock:
-        """A block for bytes of a target, whose capacity is the next power of two."""
+        """A block for bytes of a target; a new one has the next power of two of them."""
         pinned = self._staging.take(size, target)
         if pinned is not None:
             return pinned
-        capacity = 1 << max(0, size - 1).bit_length()
-        spare = self._spare.get(capacity)
-        return HostBlock(spare.pop() if spare else bytearray(capacity), size, self._put_back)
-
-    def _put_back(self, whole: bytearray) -> None:
-        self._spare.setdefault(len(whole), []).append(whole)
+        fitting = [block for block in self._spare if len(block) >= size]
+        if fitting:
+            whole = min(fitting, key=len)
+            self._spare = [block for block in self._spare if block is not whole]
+        else:
+            # Spare blocks that are too small would only add to the memory in use.
+            self._spare.clear()
+            whole = bytearray(1 << max(0, size - 1).bit_length())
+        return HostBlock(whole, size, self._spare.append)
 
 
 def byte_view(tensor: torch.Tensor) -> memoryview | None:

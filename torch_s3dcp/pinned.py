@@ -94,6 +94,7 @@ class ResumingStream(io.RawIOBase):
         self._attempts = attempts
         self._failures = 0
         self._retries = 0
+        self._closing = False
         self._body = self._begin(start, end)
         self._end = self._body.end
 
@@ -120,6 +121,8 @@ class ResumingStream(io.RawIOBase):
         return iter(partial(self.read, 1024 * 1024), b"")
 
     def close(self) -> None:
+        # First of all: closing the body wakes who waits for it, who is not to begin another.
+        self._closing = True
         self._body.close()
         super().close()
 
@@ -139,12 +142,17 @@ class ResumingStream(io.RawIOBase):
         while True:
             try:
                 # What the transport tries again by itself and gives up on comes out of here.
-                return self._open_range(position, end)
+                body = self._open_range(position, end)
             except WrongRangeError as error:
                 self._failed(error)
+            else:
+                if self._closing:
+                    body.close()
+                    raise ValueError("the stream was closed while it was continued")
+                return body
 
     def _failed(self, error: S3DCPError) -> None:
         self._failures += 1
         self._retries += 1
-        if self._failures >= self._attempts or self.closed:
+        if self._failures >= self._attempts or self._closing:
             raise error.locate(attempts=self._failures) from error

@@ -167,7 +167,7 @@ class Staging:
                 lane.order()
 
     def take(self, size: int, target: torch.Tensor) -> PinnedBlock | None:
-        """A block to receive into, for a target. Its capacity is the next power of two.
+        """A block to receive into, for a target. A new one has the next power of two of bytes.
 
         None where a copy would not leave the host free anyway: the target's device has no
         streams, or no memory can be pinned; and for layouts that need more than one copy.
@@ -177,9 +177,15 @@ class Staging:
         if lane is None:
             return None
         self._land()
-        capacity = 1 << max(0, size - 1).bit_length()
-        spare = self._spare.get(capacity)
-        whole = spare.pop() if spare else self._pin(capacity)
+        fitting = [
+            capacity for capacity, blocks in self._spare.items() if capacity >= size and blocks
+        ]
+        if fitting:
+            whole: torch.Tensor | None = self._spare[min(fitting)].pop()
+        else:
+            # Spare blocks that are too small would only add to the memory in use.
+            self._spare.clear()
+            whole = self._pin(1 << max(0, size - 1).bit_length())
         return None if whole is None else PinnedBlock(self, lane, whole, size)
 
     def send(

@@ -230,6 +230,7 @@ class S3StorageReader(StorageReader):
             S3DCPError: Something is missing, damaged or unreachable; it names bucket, key,
                 range and item.
         """
+        self.stats = None
         files = plan_files(self._wanted(plan))
         if isinstance(self.reader_constructor, FillsMemory):
             self._fill(self.reader_constructor, files, planner)

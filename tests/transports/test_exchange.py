@@ -9,6 +9,7 @@ import random
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,14 @@ import trustme
 from botocore.config import Config
 
 from torch_s3dcp import S3ClientConfig, S3Credentials
-from torch_s3dcp.exceptions import EndpointError, ObjectChangedError, ObjectNotFoundError
+from torch_s3dcp.exceptions import (
+    ConfigurationError,
+    EndpointError,
+    ObjectChangedError,
+    ObjectNotFoundError,
+)
 from torch_s3dcp.transports import BotoTransport
-from torch_s3dcp.transports.connections import Connections
+from torch_s3dcp.transports.connections import ConnectFailed, Connections
 from torch_s3dcp.transports.exchange import BotocoreExchange
 
 BLOB = bytes(i % 251 for i in range(300_000))
@@ -57,7 +63,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Content-Range", f"bytes {first}-{last}/{len(BLOB)}")
         self.send_header("ETag", '"one"')
+        if "/last" in self.path:
+            self.send_header("Connection", "close")
         self.end_headers()
+        if self.path.endswith("stuck"):
+            self.wfile.write(body[:10])
+            self.wfile.flush()
+            self.server.release.wait(30)  # type: ignore[attr-defined]
+            return
+        if self.path.endswith("more"):
+            body += b"HTTP/1.1 206 Partial Content\r\nContent-Length: 9\r\n\r\nFORGED..."
         self.wfile.write(body)
         if self.path.endswith("hang-up"):
             # Says nothing about it: the client believes that the connection stays open.
@@ -99,6 +114,7 @@ def serving(context: ssl.SSLContext | None) -> Iterator[Any]:
     listener: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     listener.connections = listener.requests = 0
     listener.signed, listener.answers = [], []
+    listener.release = threading.Event()
     listener.daemon_threads = True
     listener.scheme = "https" if context else "http"
     if context:
@@ -108,6 +124,7 @@ def serving(context: ssl.SSLContext | None) -> Iterator[Any]:
     thread = threading.Thread(target=listener.serve_forever, daemon=True)
     thread.start()
     yield listener
+    listener.release.set()
     listener.shutdown()
     listener.server_close()
 
@@ -132,7 +149,7 @@ def transport_at(port: int, scheme: str = "http", **settings: Any) -> BotoTransp
         endpoint_url=f"{scheme}://127.0.0.1:{port}",
         credentials=S3Credentials("key", "secret"),
         force_path_style=True,
-        **{"max_attempts": 1, **settings},
+        **{"max_attempts": 2, **settings},
     )
     return BotoTransport("us-east-1", config)
 
@@ -165,7 +182,7 @@ def test_botocore_hands_its_gets_over(server: Any) -> None:
         aws_secret_access_key="secret",
         config=Config(s3={"addressing_style": "path"}),
     )
-    Spy(Connections(5, 5, 4, os.environ.get("AWS_CA_BUNDLE", True))).register(client)
+    Spy(Connections(5, 5, 4, os.environ.get("AWS_CA_BUNDLE"))).register(client)
     body = client.get_object(Bucket="bucket", Key="key", Range="bytes=10-99")["Body"]
     target = bytearray(90)
     assert body.readinto(target) == 90
@@ -321,3 +338,61 @@ def test_an_unknown_authority_is_refused(authority: trustme.CA) -> None:
 def test_a_server_without_tls_is_named() -> None:
     with serving(None) as server, pytest.raises(EndpointError, match="SSL"):
         read(transport_at(server.server_address[1], "https"), "key", 0, 10)
+
+
+def test_bytes_that_nobody_asked_for_are_no_answer(server: Any) -> None:
+    """A faulty server sends a second answer behind the first."""
+    transport = transport_to(server)
+    for end in (9, 5000, 100_000):
+        assert read(transport, "more", 0, end) == BLOB[:end]
+        assert read(transport, "key", 50, 59) == BLOB[50:59]
+    assert server.connections > 1
+
+
+@pytest.mark.parametrize("key", ["stuck", "last-stuck"])
+def test_closing_wakes_who_waits_for_the_body(server: Any, key: str) -> None:
+    transport = transport_to(server, read_timeout=20)
+    body = transport.get("bucket", key, 0, 100)
+    ended = threading.Event()
+
+    def wait() -> None:
+        with contextlib.suppress(Exception):
+            body.readall()
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    time.sleep(0.2)
+    body.close()
+    assert ended.wait(5)
+
+
+def test_signed_urls_that_keep_failing_are_left_alone(server: Any) -> None:
+    transport = transport_to(server)
+    server.answers = [500] * 50
+    retries = []
+    for start in range(0, 600, 10):
+        with transport.get("bucket", "key", start, start + 10, if_match='"one"') as body:
+            assert body.readall() == BLOB[start : start + 10]
+            retries.append(body.retries)
+    assert retries == [1, 1, 1] + [0] * 57
+    assert (len(server.signed), server.requests) == (3, 63)
+
+
+def test_a_refusal_of_one_bucket_is_not_that_of_another(server: Any) -> None:
+    transport = transport_to(server)
+    server.answers = [403]
+    assert read(transport, "key", 0, 5, '"one"') == BLOB[:5]
+    with transport.get("other", "key", 0, 5, if_match='"one"') as body:
+        assert body.readall() == BLOB[:5]
+    assert len(server.signed) == 2
+
+
+def test_a_missing_file_of_authorities_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/nowhere/authorities.pem")
+    with pytest.raises(ConfigurationError, match=r"/nowhere/authorities\.pem"):
+        read(transport_at(1, "https"), "key", 0, 10)
+
+
+def test_an_address_of_ipv6_needs_no_port() -> None:
+    with pytest.raises(ConnectFailed, match=r"refused|unreachable|assign"):
+        Connections(1, 1, 1).get("http://[::1]/bucket/key", {})

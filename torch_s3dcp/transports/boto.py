@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -14,15 +13,14 @@ from s3transfer.exceptions import S3CopyFailedError
 
 from ..config import S3ClientConfig
 from ..exceptions import (
-    ObjectChangedError,
     ObjectNotFoundError,
     PreconditionFailedError,
     TruncatedObjectError,
-    WrongRangeError,
 )
 from ..parts import part_size_for
+from .answers import AnswerBody, changed, checked_body, info_of
 from .clients import Client, client_for, patient_uploader, uploader_for
-from .contract import ListPage, ObjectBody, ObjectInfo, RawBody, check_span, too_short
+from .contract import ListPage, ObjectBody, ObjectInfo, check_span, too_short
 from .errors import refusal, translated
 from .exchange import AskAgain
 
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client as Boto3S3Client
 
 _log = logging.getLogger(__name__)
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)\Z")
-_SKIP_BLOCK = 1024 * 1024
 _DELETE_BATCH = 1000
 # urllib3 takes new memory for all that it is asked for, and copies from there.
 _COPIED_STEP = 1024 * 1024
@@ -73,7 +69,7 @@ class BotoTransport:
     def head(self, bucket: str, key: str) -> ObjectInfo:
         with translated("HeadObject", bucket, key):
             answer = self.client.head_object(Bucket=bucket, Key=key, **self._payer())
-        return _info(bucket, key, answer, answer["ContentLength"])
+        return info_of(bucket, key, answer, answer["ContentLength"])
 
     def get(
         self,
@@ -107,15 +103,15 @@ class BotoTransport:
             with translated("GetObject", bucket, key, span):
                 answer = self.client.get_object(Bucket=bucket, Key=key, **options)
         except PreconditionFailedError as error:
-            raise _changed(bucket, key) from error
+            raise changed(bucket, key) from error
         except TruncatedObjectError:
             if end is not None:
                 raise
             # "All from the end on" is nothing; to HTTP it is an error.
             return self._nothing(bucket, key, start, if_match)
-        body = _Body(answer["Body"], bucket, key, whole="Range" not in options)
+        body = AnswerBody(answer["Body"], bucket, key, whole="Range" not in options)
         body.step = None if self._client().in_place else _COPIED_STEP
-        found = _checked(answer, body, bucket, key, start, end, if_match)
+        found = checked_body(answer, body, bucket, key, start, end, if_match)
         found.retries = retries + answer["ResponseMetadata"].get("RetryAttempts", 0)
         return found
 
@@ -128,17 +124,18 @@ class BotoTransport:
             return None
         with translated("GetObject", bucket, key, (start, end)):
             answer = ranges.get(bucket, key, start, end, etag)
-        length = answer.headers.get("Content-Length") if answer else None
-        if answer is None or length is None:
+        if answer is None:
             return None
+        # What SignedRanges gives is exactly what was asked for.
         about = {
             "ETag": answer.headers.get("ETag"),
-            "ContentLength": int(length),
+            "ContentLength": end - start,
             "ContentRange": answer.headers.get("Content-Range"),
+            "ResponseMetadata": {"HTTPStatusCode": answer.status},
         }
-        stream = StreamingBody(cast("Any", answer.body), int(length))
-        body = _Body(stream, bucket, key, whole=False)
-        return _checked(about, body, bucket, key, start, end, etag)
+        stream = StreamingBody(cast("Any", answer.body), end - start)
+        body = AnswerBody(stream, bucket, key, whole=False)
+        return checked_body(about, body, bucket, key, start, end, etag)
 
     def put(
         self,
@@ -215,7 +212,7 @@ class BotoTransport:
             try:
                 manager.copy(source, dst_bucket, dst_key, extra_args=options).result()
             except S3CopyFailedError as error:
-                raise _changed(src_bucket, src_key) from error
+                raise changed(src_bucket, src_key) from error
 
     def delete(self, bucket: str, keys: Iterable[str]) -> None:
         names = list(keys)
@@ -254,7 +251,9 @@ class BotoTransport:
         with translated("ListObjectsV2", bucket, prefix):
             for page in pages:
                 yield ListPage(
-                    tuple(_info(bucket, o["Key"], o, o["Size"]) for o in page.get("Contents", [])),
+                    tuple(
+                        info_of(bucket, o["Key"], o, o["Size"]) for o in page.get("Contents", [])
+                    ),
                     tuple(p["Prefix"] for p in page.get("CommonPrefixes", [])),
                 )
 
@@ -281,7 +280,7 @@ class BotoTransport:
         """An empty range cannot be written as an HTTP range."""
         info = self.head(bucket, key)
         if if_match is not None and info.etag not in (None, if_match):
-            raise _changed(bucket, key)
+            raise changed(bucket, key)
         if at > info.size:
             raise too_short(info, at, at)
         return ObjectBody(io.BytesIO(), info, at, at)
@@ -298,42 +297,6 @@ class BotoTransport:
             "ChecksumAlgorithm": config.checksum_algorithm if checksum else None,
         }
         return {name: value for name, value in options.items() if value is not None}
-
-
-class _Body:
-    """botocore's body with errors translated, and a whole object's checksum checked."""
-
-    def __init__(self, body: StreamingBody, bucket: str, key: str, *, whole: bool) -> None:
-        # botocore >= 1.36 reads into any buffer; its type stubs say otherwise.
-        self._body = cast("RawBody", body)
-        self._bucket = bucket
-        self._key = key
-        self._whole = whole
-        self.left: int | None = None
-        #: Bytes to ask for at once, at most.
-        self.step: int | None = None
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        with translated("GetObject", self._bucket, self._key):
-            count = self._body.readinto(buffer[: self.step]) or 0
-            if self.left is not None:
-                self.left -= count
-                if self._whole and not self.left:
-                    # botocore compares the checksum when a read finds the end.
-                    self._body.readinto(memoryview(bytearray(1)))
-        return count
-
-    def skip(self, count: int) -> None:
-        """Throw away ``count`` bytes of a body that began before the range."""
-        scratch = memoryview(bytearray(min(count, _SKIP_BLOCK)))
-        while count:
-            got = self.readinto(scratch[:count])
-            if not got:
-                raise TruncatedObjectError("the body ended early", bucket=self._bucket)
-            count -= got
-
-    def close(self) -> None:
-        self._body.close()
 
 
 class _Source:
@@ -365,75 +328,3 @@ class _Source:
         if block is None:
             raise BlockingIOError("a stream to upload must block until it has data")
         return block
-
-
-def _checked(
-    answer: Any,
-    body: _Body,
-    bucket: str,
-    key: str,
-    start: int,
-    end: int | None,
-    if_match: str | None,
-) -> ObjectBody:
-    """The body of an answer whose headers fit the request."""
-    try:
-        return _check_answer(answer, body, bucket, key, start, end, if_match)
-    except BaseException:
-        body.close()
-        raise
-
-
-def _check_answer(
-    answer: Any,
-    body: _Body,
-    bucket: str,
-    key: str,
-    start: int,
-    end: int | None,
-    if_match: str | None,
-) -> ObjectBody:
-    """Compare the headers of a GET's answer with what was asked for."""
-    if if_match is not None and answer.get("ETag", if_match) != if_match:
-        # Servers exist that ignore If-Match.
-        raise _changed(bucket, key)
-    length = int(answer["ContentLength"])
-    served = _CONTENT_RANGE.match(answer.get("ContentRange") or "")
-    first, last, size = (
-        (int(served[1]), int(served[2]) + 1, int(served[3])) if served else (0, length, length)
-    )
-    wanted_end = size if end is None else end
-    asked: dict[str, Any] = {"bucket": bucket, "key": key, "byte_range": (start, wanted_end)}
-    info = _info(bucket, key, answer, size)
-    if size < wanted_end or start > size:
-        raise too_short(info, start, wanted_end)
-    if first > start or last < wanted_end or (served and last - first != length):
-        raise WrongRangeError(
-            f"the server sent {length} bytes as [{first}, {last}) of {size}", **asked
-        )
-    body.left = length
-    if first < start:
-        _log.warning("s3://%s/%s: the server ignored the range; skipping to it", bucket, key)
-        body.skip(start - first)
-    return ObjectBody(body, info, start, wanted_end)
-
-
-def _changed(bucket: str, key: str) -> ObjectChangedError:
-    return ObjectChangedError(
-        "the object was replaced while it was being read; load again",
-        bucket=bucket,
-        key=key,
-        operation="GetObject",
-    )
-
-
-def _info(bucket: str, key: str, answer: Any, size: int) -> ObjectInfo:
-    return ObjectInfo(
-        bucket,
-        key,
-        size,
-        answer.get("ETag"),
-        answer.get("LastModified"),
-        answer.get("StorageClass"),
-        answer.get("Metadata") or {},
-    )

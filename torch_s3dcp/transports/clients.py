@@ -21,6 +21,7 @@ from s3transfer.manager import TransferConfig, TransferManager
 
 from .._version import __version__
 from ..config import S3ClientConfig
+from ..exceptions import ConfigurationError
 from .connections import Connections
 from .errors import translated
 from .exchange import BotocoreExchange, SignedRanges
@@ -177,15 +178,24 @@ def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> tupl
     if core is not None:
         # How a session of the user's own finds its certificates is not to be known from outside.
         connections = Connections(
-            config.connect_timeout,
-            config.read_timeout,
-            config.max_concurrency,
-            get_cert_path(core.get_config_variable("ca_bundle") or True) or True,
+            config.connect_timeout, config.read_timeout, config.max_concurrency, _authorities(core)
         )
         BotocoreExchange(connections).register(client)
-        if config.presigned_reads and not config.requester_pays:
+        # One attempt is one attempt: this way may need a second.
+        if config.presigned_reads and not config.requester_pays and config.max_attempts > 1:
             ranges = SignedRanges(client, connections, about)
     anonymous = config.unsigned or config.credentials is not None
-    return Client(
-        client, ranges, core is not None
-    ), anonymous or session.get_credentials() is not None
+    complete = anonymous or session.get_credentials() is not None
+    return Client(client, ranges, core is not None), complete
+
+
+def _authorities(core: botocore.session.Session) -> str:
+    """The file of certificate authorities that botocore would use."""
+    named = core.get_config_variable("ca_bundle")
+    path = str(get_cert_path(named or True))
+    if not os.path.exists(path):
+        raise ConfigurationError(
+            f"the file of certificate authorities does not exist: {path}; it is named by "
+            "AWS_CA_BUNDLE or by ca_bundle of the profile"
+        )
+    return path

@@ -19,6 +19,8 @@ from urllib3.util import wait_for_read
 from .tls import TLSSocket, decrypting_threads
 
 _Place = tuple[str, str]
+# Bytes that are received at once.
+_STEP = 1024 * 1024
 
 
 class ConnectFailed(OSError):
@@ -41,14 +43,14 @@ class Connections:
     Args:
         connect_timeout: Seconds to wait for a connection.
         read_timeout: Seconds to wait for the next bytes.
-        max_idle: Connections kept open at most.
-        verify: True, False, or the path of a file of certificate authorities.
+        max_idle: Connections to one server kept open at most.
+        authorities: Path of a file of certificate authorities; None: those of the system.
     """
 
     connect_timeout: float
     read_timeout: float
     max_idle: int
-    verify: bool | str = True
+    authorities: str | None = None
     _idle: dict[_Place, list[http.client.HTTPConnection]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _decrypting: threading.Semaphore = field(default_factory=decrypting_threads)
@@ -76,6 +78,7 @@ class Connections:
                 connection = self._connect(url)
             try:
                 connection.request("GET", target, headers=dict(headers))
+                plain = connection.sock  # after "Connection: close" http.client forgets it
                 answer = connection.getresponse()
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
@@ -83,7 +86,10 @@ class Connections:
                     raise
                 # An idle connection may have been closed by the server: not a failure.
                 continue
-            body = RawBody(answer, connection, partial(self._give_back, place))
+            except BaseException:
+                connection.close()
+                raise
+            body = RawBody(answer, connection, plain, partial(self._give_back, place))
             return Answer(answer.status, answer.headers, body)
 
     def _idle_one(self, place: _Place) -> http.client.HTTPConnection | None:
@@ -101,34 +107,36 @@ class Connections:
         connection: http.client.HTTPConnection
         if url.scheme == "https":
             connection = _TLSConnection(
-                host, url.port, self.connect_timeout, self._tls_context(), self._decrypting
+                host, url.port or 443, self.connect_timeout, self._tls_context(), self._decrypting
             )
         else:
-            connection = http.client.HTTPConnection(host, url.port, timeout=self.connect_timeout)
+            port = url.port or 80
+            connection = http.client.HTTPConnection(host, port, timeout=self.connect_timeout)
         try:
             connection.connect()
         except OSError as error:
             connection.close()
             raise ConnectFailed(str(error)) from error
         connection.sock.settimeout(self.read_timeout)
+        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return connection
 
     def _tls_context(self) -> ssl.SSLContext:
         with self._lock:
             if self._tls is None:
-                context = ssl.create_default_context(
-                    cafile=self.verify if isinstance(self.verify, str) else None
-                )
-                if self.verify is False:
-                    context.check_hostname = False
-                    context.verify_mode = ssl.CERT_NONE
+                # Not create_default_context: new Pythons make it stricter than botocore's own.
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                if self.authorities is None:
+                    context.load_default_certs()
+                else:
+                    context.load_verify_locations(self.authorities)
                 self._tls = context
             return self._tls
 
     def _give_back(self, place: _Place, connection: http.client.HTTPConnection) -> None:
         with self._lock:
             idle = self._idle.setdefault(place, [])
-            if connection.sock is not None and len(idle) < self.max_idle:
+            if not _dropped(connection) and len(idle) < self.max_idle:
                 idle.append(connection)
                 return
         connection.close()
@@ -164,24 +172,26 @@ class RawBody:
         self,
         answer: http.client.HTTPResponse,
         connection: http.client.HTTPConnection,
+        plain: socket.socket | None,
         give_back: Callable[[http.client.HTTPConnection], None],
     ) -> None:
         self._answer = answer
+        self._socket = plain
         self._connection: http.client.HTTPConnection | None = connection
         self._give_back = give_back
 
     def readinto(self, buffer: memoryview) -> int:
         """Receive into the buffer; 0 at the end of the body."""
-        try:
-            count = self._answer.readinto(buffer)
-        except http.client.HTTPException as error:
-            raise ConnectionError(f"the body is broken: {error!r}") from error
+        with _broken():
+            # What has come is forgotten where the connection breaks within one such call.
+            count = self._answer.readinto(memoryview(buffer)[:_STEP])
         self._release_at_end()
         return count
 
     def read(self, amt: int | None = None) -> bytes:
         """Up to ``amt`` bytes, or all that are left."""
-        data = self._answer.read(amt)
+        with _broken():
+            data = self._answer.read(amt)
         self._release_at_end()
         return data
 
@@ -196,10 +206,10 @@ class RawBody:
     def close(self) -> None:
         """End; a body that was not read to its end takes its connection along."""
         connection, self._connection = self._connection, None
-        if connection is not None and connection.sock is not None:
+        if connection is not None and self._socket is not None:
             # Wakes a thread that is waiting for bytes; closing alone would wait for it.
             with contextlib.suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
+                self._socket.shutdown(socket.SHUT_RDWR)
         self._answer.close()
         if connection is not None:
             connection.close()
@@ -214,9 +224,19 @@ class RawBody:
 
 def _dropped(connection: http.client.HTTPConnection) -> bool:
     """Whether an idle connection has been closed by the server, or sent what nobody asked for."""
-    if connection.sock is None:
+    held: Any = connection.sock
+    if held is None or (isinstance(held, TLSSocket) and held.pending):
         return True
-    return wait_for_read(connection.sock, timeout=0)
+    return wait_for_read(held, timeout=0)
+
+
+@contextlib.contextmanager
+def _broken() -> Iterator[None]:
+    """http.client's errors about a body as those of a connection."""
+    try:
+        yield
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"the body is broken: {error!r}") from error
 
 
 def _needs_proxy(url: urllib.parse.SplitResult) -> bool:

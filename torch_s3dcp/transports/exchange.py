@@ -17,6 +17,9 @@ from __future__ import annotations
 
 import http.client
 import logging
+import math
+import random
+import re
 import ssl
 import threading
 import time
@@ -45,9 +48,15 @@ _log = logging.getLogger(__name__)
 _SIGNED_FOR = 600
 _USED_FOR = 300
 _MOST_URLS = 10_000
-# Answers after which the other way is tried, but this one again with the next request.
+# Answers that may be others next time.
 _PASSING = frozenset({404, 408, 412, 416, 429, 500, 502, 503, 504})
+# After so many in a row of these the way is left alone for a while, in seconds.
+_MOST_FAILURES = 3
+_LEFT_ALONE = 60
+# A server that asks to slow down is given up to so many seconds before it is asked again.
+_PAUSE = 0.5
 _ERROR_BODY = 64 * 1024
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/\d+\Z")
 
 
 class AskAgain(Exception):
@@ -91,46 +100,64 @@ class SignedRanges:
     connections: Connections
     agent: str
     _urls: dict[tuple[str, str], tuple[float, str]] = field(default_factory=dict, repr=False)
+    _failures: dict[str, int] = field(default_factory=dict)
+    _alone_until: dict[str, float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _welcome: bool = True
 
     def __post_init__(self) -> None:
-        # For URLs botocore would fall back to a signature that new buckets refuse.
-        handler: Any = _newer_signature
-        self.client.meta.events.register_first("choose-signer.s3.GetObject", handler)
+        # Handlers may answer or change the context; the stubs know nothing of that.
+        newer: Any = _newer_signature
+        regional: Any = _regional_address
+        self.client.meta.events.register_first("choose-signer.s3.GetObject", newer)
+        self.client.meta.events.register("provide-client-params.s3.GetObject", regional)
 
     def get(self, bucket: str, key: str, start: int, end: int, etag: str) -> Answer | None:
         """Bytes ``[start, end)`` of a version of an object.
 
         Returns:
-            None where this is not to be had; ask in the ordinary way.
+            An answer of exactly these bytes of that version, or None where this is not to be
+            had; ask in the ordinary way.
 
         Raises:
             AskAgain: Not this time; ask in the ordinary way.
         """
-        if not self._welcome:
+        if time.monotonic() < self._alone_until.get(bucket, 0.0):
             return None
-        url = self._url(bucket, key)
         headers = {
             "Range": f"bytes={start}-{end - 1}",
             "If-Match": etag,
-            "User-Agent": self.agent,
+            "User-Agent": self.agent.encode("ascii", "replace").decode(),
             "Accept-Encoding": "identity",
         }
         try:
-            answer = self.connections.get(url, headers)
+            answer = self.connections.get(self._url(bucket, key), headers)
         except (OSError, http.client.HTTPException) as error:
             # Not the address: who has it can read the object.
             _log.debug("a signed URL for s3://%s/%s brought %r", bucket, key, error)
+            self._failed(bucket)
             raise AskAgain from error
-        if answer is None or answer.status == http.client.PARTIAL_CONTENT:
+        if answer is None:
+            return None
+        if _is_exactly(answer, start, end, etag):
+            self._failures.pop(bucket, None)
             return answer
         _drain(answer)
-        if answer.status in _PASSING:
-            raise AskAgain
-        self._welcome = False
-        _log.debug("the server does not serve ranges by signed URL: HTTP %d", answer.status)
-        return None
+        if answer.status not in _PASSING:
+            _log.debug("%s serves no ranges by signed URL: HTTP %d", bucket, answer.status)
+            self._alone_until[bucket] = math.inf
+            return None
+        self._failed(bucket)
+        if answer.status in (429, 503):
+            time.sleep(random.uniform(0, _PAUSE))
+        raise AskAgain
+
+    def _failed(self, bucket: str) -> None:
+        with self._lock:
+            self._failures[bucket] = self._failures.get(bucket, 0) + 1
+            if self._failures[bucket] >= _MOST_FAILURES:
+                _log.debug("%s: signed URLs are left alone for %d s", bucket, _LEFT_ALONE)
+                self._alone_until[bucket] = time.monotonic() + _LEFT_ALONE
+                self._failures[bucket] = 0
 
     def _url(self, bucket: str, key: str) -> str:
         now = time.monotonic()
@@ -147,7 +174,27 @@ class SignedRanges:
         return url
 
 
+def _is_exactly(answer: Answer, start: int, end: int, etag: str) -> bool:
+    """Whether these are the bytes of the version that was asked for, and nothing else."""
+    headers = answer.headers
+    served = _RANGE.match(headers.get("Content-Range", ""))
+    return (
+        answer.status == http.client.PARTIAL_CONTENT
+        and headers.get("ETag") == etag
+        and headers.get("Content-Length") == str(end - start)
+        and served is not None
+        and (int(served[1]), int(served[2]) + 1) == (start, end)
+    )
+
+
+def _regional_address(context: dict[str, Any], **_: Any) -> None:
+    """For URLs botocore would leave the region out of the bucket's host name."""
+    if context.get("is_presign_request"):
+        context["use_global_endpoint"] = False
+
+
 def _newer_signature(signature_version: Any, **_: Any) -> Any:
+    """For URLs botocore would fall back to a signature that new buckets refuse."""
     return "s3v4-query" if signature_version in ("v4-query", "s3v4-query") else None
 
 

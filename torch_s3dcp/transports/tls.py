@@ -78,6 +78,15 @@ class TLSSocket:
             ended = ended or not count
         return filled
 
+    @property
+    def pending(self) -> bool:
+        """Whether bytes have come that nobody has asked for."""
+        return bool(self._incoming.pending or self._tls.pending())
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        """Set an option of the connection."""
+        self._plain.setsockopt(level, option, value)
+
     def settimeout(self, seconds: float | None) -> None:
         """Seconds that a system call may wait."""
         self._plain.settimeout(seconds)
