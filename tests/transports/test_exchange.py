@@ -26,6 +26,7 @@ from torch_s3dcp.exceptions import (
     ObjectChangedError,
     ObjectNotFoundError,
 )
+from torch_s3dcp.readers.contract import fill_from
 from torch_s3dcp.transports import BotoTransport
 from torch_s3dcp.transports.connections import ConnectFailed, Connections
 from torch_s3dcp.transports.exchange import BotocoreExchange
@@ -343,10 +344,12 @@ def test_a_server_without_tls_is_named() -> None:
 def test_bytes_that_nobody_asked_for_are_no_answer(server: Any) -> None:
     """A faulty server sends a second answer behind the first."""
     transport = transport_to(server)
-    for end in (9, 5000, 100_000):
-        assert read(transport, "more", 0, end) == BLOB[:end]
+    for end in (9, 20_000, 40_000, 100_000):
+        whole = bytearray(end)
+        with transport.get("bucket", "more", 0, end) as body:
+            assert fill_from(body, memoryview(whole)) == end
+        assert bytes(whole) == BLOB[:end]
         assert read(transport, "key", 50, 59) == BLOB[50:59]
-    assert server.connections > 1
 
 
 @pytest.mark.parametrize("key", ["stuck", "last-stuck"])
