@@ -8,6 +8,7 @@ import os
 import random
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from torch_s3dcp.exceptions import (
     EndpointError,
     ObjectChangedError,
     ObjectNotFoundError,
+    TruncatedObjectError,
 )
 from torch_s3dcp.readers.contract import fill_from
 from torch_s3dcp.transports import BotoTransport
@@ -71,6 +73,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body[:10])
             self.wfile.flush()
             self.server.release.wait(30)  # type: ignore[attr-defined]
+            return
+        if self.path.endswith("breaks"):
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            time.sleep(0.1)
+            # Unread data or this option: the client sees a reset.
+            reset = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            os.close(self.connection.detach())
+            self.close_connection = True
             return
         if self.path.endswith("more"):
             body += b"HTTP/1.1 206 Partial Content\r\nContent-Length: 9\r\n\r\nFORGED..."
@@ -399,3 +411,14 @@ def test_a_missing_file_of_authorities_is_named(monkeypatch: pytest.MonkeyPatch)
 def test_an_address_of_ipv6_needs_no_port() -> None:
     with pytest.raises(ConnectFailed, match=r"refused|unreachable|assign"):
         Connections(1, 1, 1).get("http://[::1]/bucket/key", {})
+
+
+def test_bytes_before_a_break_are_not_lost(server: Any) -> None:
+    """One call for all of the body, of which the server sends half and resets."""
+    transport = transport_to(server)
+    whole = bytearray(200_000)
+    with transport.get("bucket", "breaks", 0, 200_000) as body:
+        with pytest.raises((EndpointError, TruncatedObjectError)):
+            fill_from(body, memoryview(whole))
+        assert body.position == 100_000
+    assert bytes(whole[:100_000]) == BLOB[:100_000]

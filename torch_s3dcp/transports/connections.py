@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import socket
 import ssl
 import threading
@@ -12,15 +13,16 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from urllib3.util import wait_for_read
 
 from .tls import TLSSocket, decrypting_threads
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 _Place = tuple[str, str]
-# Bytes that are received at once.
-_STEP = 1024 * 1024
 
 
 class ConnectFailed(OSError):
@@ -111,7 +113,7 @@ class Connections:
             )
         else:
             port = url.port or 80
-            connection = http.client.HTTPConnection(host, port, timeout=self.connect_timeout)
+            connection = _Connection(host, port, timeout=self.connect_timeout)
         try:
             connection.connect()
         except OSError as error:
@@ -142,7 +144,43 @@ class Connections:
         connection.close()
 
 
-class _TLSConnection(http.client.HTTPConnection):
+class _Counted(io.RawIOBase):
+    """Counts the bytes that a connection brings."""
+
+    def __init__(self, source: io.RawIOBase) -> None:
+        self._source = source
+        self.delivered = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int | None:
+        count = self._source.readinto(buffer)
+        self.delivered += count or 0
+        return count
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+
+class _CountedResponse(http.client.HTTPResponse):
+    """An answer that knows how far it came when its connection breaks."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        plain: Any = self.fp.detach()
+        self.source = _Counted(plain)
+        self.fp = io.BufferedReader(self.source)
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a socket."""
+
+    response_class = _CountedResponse
+
+
+class _TLSConnection(_Connection):
     """HTTP over a :class:`TLSSocket`."""
 
     default_port = 443
@@ -176,17 +214,54 @@ class RawBody:
         give_back: Callable[[http.client.HTTPConnection], None],
     ) -> None:
         self._answer = answer
+        self._first: memoryview | None = None
+        self._received = 0
+        self._error: OSError | None = None
         self._socket = plain
         self._connection: http.client.HTTPConnection | None = connection
         self._give_back = give_back
 
     def readinto(self, buffer: memoryview) -> int:
-        """Receive into the buffer; 0 at the end of the body."""
-        with _broken():
-            # What has come is forgotten where the connection breaks within one such call.
-            count = self._answer.readinto(memoryview(buffer)[:_STEP])
-        self._release_at_end()
+        """Receive into the buffer; 0 at the end of the body.
+
+        Fills all of it, unless the body ends or the connection breaks. Bytes that came before
+        it broke count: the error is raised by the next call.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._first is None:
+            self._begin()
+        if self._first:
+            count = min(len(self._first), len(buffer))
+            buffer[:count], self._first = self._first[:count], self._first[count:]
+        else:
+            count = self._receive(buffer)
+        if not self._first:
+            self._release_at_end()
         return count
+
+    def _begin(self) -> None:
+        """Take what came along with the head, so that the rest needs no buffer in between."""
+        with _broken():
+            self._first = memoryview(self._answer.read1(io.DEFAULT_BUFFER_SIZE))
+        self._received = self._delivered()
+
+    def _receive(self, buffer: memoryview) -> int:
+        try:
+            with _broken():
+                count = self._answer.readinto(buffer)
+        except OSError as error:
+            count = self._delivered() - self._received
+            if not 0 < count <= len(buffer):
+                raise
+            self._error = error
+        self._received += count
+        return count
+
+    def _delivered(self) -> int:
+        """Bytes that the connection has brought for this answer, its head included."""
+        source = self._answer
+        return source.source.delivered if isinstance(source, _CountedResponse) else 0
 
     def read(self, amt: int | None = None) -> bytes:
         """Up to ``amt`` bytes, or all that are left."""
@@ -216,7 +291,9 @@ class RawBody:
 
     def _release_at_end(self) -> None:
         """A connection whose answer was read to its end can serve the next request."""
-        whole = self._answer.isclosed() and not self._answer.length
+        whole = self._answer.length == 0 or (self._answer.isclosed() and not self._answer.length)
+        if whole:
+            self._answer.close()  # the answer's file, not the connection
         if whole and not self._answer.will_close and self._connection is not None:
             connection, self._connection = self._connection, None
             self._give_back(connection)

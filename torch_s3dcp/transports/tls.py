@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-# Bytes that one system call brings at most: 16 records.
-_CIPHERTEXT = 256 * 1024
+# Bytes that one system call brings at most: 32 records.
+_CIPHERTEXT = 512 * 1024
 # More threads than this decrypt no faster: they hand the interpreter lock around.
 _MOST_DECRYPTING = 4
 
