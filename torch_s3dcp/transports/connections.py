@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from urllib3.util import wait_for_read
 
-from .tls import TLSSocket, decrypting_threads
+from .tls import TLSSocket, decrypting_turns
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -55,7 +55,7 @@ class Connections:
     authorities: str | None = None
     _idle: dict[_Place, list[http.client.HTTPConnection]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _decrypting: threading.Semaphore = field(default_factory=decrypting_threads)
+    _turns: Iterator[threading.Lock] = field(default_factory=decrypting_turns)
     _tls: ssl.SSLContext | None = None
 
     def get(self, address: str, headers: Mapping[str, str]) -> Answer | None:
@@ -109,7 +109,7 @@ class Connections:
         connection: http.client.HTTPConnection
         if url.scheme == "https":
             connection = _TLSConnection(
-                host, url.port or 443, self.connect_timeout, self._tls_context(), self._decrypting
+                host, url.port or 443, self.connect_timeout, self._tls_context(), next(self._turns)
             )
         else:
             port = url.port or 80
@@ -191,15 +191,15 @@ class _TLSConnection(_Connection):
         port: int | None,
         timeout: float,
         context: ssl.SSLContext,
-        room: threading.Semaphore,
+        turn: threading.Lock,
     ) -> None:
         super().__init__(host, port, timeout=timeout)
         self._context = context
-        self._room = room
+        self._turn = turn
 
     def connect(self) -> None:
         super().connect()
-        secured: Any = TLSSocket(self.sock, self._context, self.host, self._room)
+        secured: Any = TLSSocket(self.sock, self._context, self.host, self._turn)
         self.sock = secured
 
 

@@ -10,10 +10,12 @@ time. Measured in ``docs/design/transport.md``.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import socket
 import ssl
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,9 +27,13 @@ _CIPHERTEXT = 512 * 1024
 _MOST_DECRYPTING = 4
 
 
-def decrypting_threads() -> threading.Semaphore:
-    """Room for the threads that may decrypt at the same time."""
-    return threading.Semaphore(max(1, min(_MOST_DECRYPTING, os.cpu_count() or 1)))
+def decrypting_turns() -> Iterator[threading.Lock]:
+    """A lock for each connection, few in all: who holds one may decrypt.
+
+    Plain locks, because a semaphore of Python's costs more than it saves.
+    """
+    few = max(1, min(_MOST_DECRYPTING, os.cpu_count() or 1))
+    return itertools.cycle([threading.Lock() for _ in range(few)])
 
 
 class TLSSocket:
@@ -37,7 +43,7 @@ class TLSSocket:
         plain: A connected socket; this object owns it from now on.
         context: Settings of TLS, and what certificates to trust.
         host: Name that the server's certificate must carry.
-        room: Shared by the connections of a client, see :func:`decrypting_threads`.
+        turn: Held while decrypting, see :func:`decrypting_turns`.
 
     Raises:
         ssl.SSLError: The server speaks no TLS, or its certificate is not to be trusted.
@@ -45,10 +51,10 @@ class TLSSocket:
     """
 
     def __init__(
-        self, plain: socket.socket, context: ssl.SSLContext, host: str, room: threading.Semaphore
+        self, plain: socket.socket, context: ssl.SSLContext, host: str, turn: threading.Lock
     ) -> None:
         self._plain = plain
-        self._room = room
+        self._turn = turn
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         # The stubs don't know that reading into a buffer gives a count.
         self._tls: Any = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
@@ -71,7 +77,7 @@ class TLSSocket:
     def receive_into(self, buffer: Buffer, source: io.RawIOBase) -> int:
         """Put decrypted bytes into ``buffer``; 0 at the end of the connection."""
         target = memoryview(buffer).cast("B")
-        filled, ended = self._decrypt(target, 0)
+        filled, ended = self._decrypt(target, 0) if self.pending else (0, False)
         while not filled and not ended:
             count = source.readinto(self._ciphertext)
             filled, ended = self._decrypt(target, count or 0)
@@ -122,7 +128,7 @@ class TLSSocket:
     def _decrypt(self, target: memoryview, received: int) -> tuple[int, bool]:
         """Decrypt what has come into ``target``: how many bytes, and whether it was the last."""
         filled = 0
-        with self._room:
+        with self._turn:
             if received:
                 self._incoming.write(self._ciphertext[:received])
             try:
