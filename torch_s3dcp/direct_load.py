@@ -106,7 +106,7 @@ class DirectLoad:
         self._destinations = Destinations(planner, staging)
         self._scratch = Scratch(staging)
         self._outcomes = dict.fromkeys(Outcome, 0)
-        self._needed = self._held = 0
+        self._needed = self._held = self._peak = 0
         self._stats = LoadStats()
         self._next_is_prepared = False
         self._again: list[Landing] = []
@@ -167,9 +167,10 @@ class DirectLoad:
         for path, pieces in by_path.items():
             spans = self._strategy.plan_spans(pieces, self._conditions())
             for number, span in enumerate(spans):
+                following = spans[number + 1 : number + 2]
                 for fetch in self._prepare(path, span):
-                    following = spans[number + 1 : number + 2]
-                    self._next_is_prepared = bool(following) and _is_prepared(following[0])
+                    ended = fetch.end == span.end
+                    self._next_is_prepared = ended and any(map(_is_prepared, following))
                     yield fetch
 
     def _conditions(self) -> LoadConditions:
@@ -191,7 +192,7 @@ class DirectLoad:
                 pool.resize(self._limit.limit)
                 self._take(fetched)
             peak = max(self._stats.peak_in_flight, pool.peak_bytes)
-            scratch = self._stats.peak_scratch + pool.scratch
+            scratch = max(self._stats.peak_scratch, self._peak + pool.scratch)
             self._stats = replace(self._stats, peak_in_flight=peak, peak_scratch=scratch)
 
     def _room(self, pool: FetchPool[Sequence[Cut[Part]]]) -> bool:
@@ -245,8 +246,7 @@ class DirectLoad:
     def _hold(self, item: Landing, scratch: int) -> None:
         item.held += scratch
         self._held += scratch
-        peak = max(self._stats.peak_scratch, self._held + self._scratch.in_flight)
-        self._stats = replace(self._stats, peak_scratch=peak)
+        self._peak = max(self._peak, self._held + self._scratch.in_flight)
 
     def _release(self, item: Landing, scratch: int) -> None:
         item.held -= scratch

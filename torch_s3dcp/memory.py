@@ -150,10 +150,9 @@ class Scratch:
         pinned = self._staging.take(size, target)
         if pinned is not None:
             return pinned
-        fitting = [block for block in self._spare if len(block) >= size]
+        fitting = [(len(b), place) for place, b in enumerate(self._spare) if len(b) >= size]
         if fitting:
-            whole = min(fitting, key=len)
-            self._spare = [block for block in self._spare if block is not whole]
+            whole = self._spare.pop(min(fitting)[1])
         else:
             # Spare blocks that are too small would only add to the memory in use.
             self._spare.clear()
