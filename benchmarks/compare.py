@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from torch_s3dcp import available_readers
 
 from .cases import make_cases
 from .checkpoints import write_checkpoint
-from .measure import machine
+from .measure import machine, run_json
 from .servers import BUCKET, PREFIX, SERVERS, serve
 from .tables import GB, median_row, show
 
@@ -156,12 +155,7 @@ def run_child(
     command = [PEERS if peer else sys.executable, "-W", "ignore", "-m", "benchmarks.child"]
     command += [system, setting.case, f"s3://{BUCKET}/{PREFIX}", str(folder / BUCKET / PREFIX)]
     command += ["--tiny"] * setting.tiny + ["--cold"] * setting.cold
-    child = {**os.environ, **environment}
-    done = subprocess.run(command, env=child, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{system} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return run_json(system, command, environment)
 
 
 def _torch() -> str:

@@ -7,9 +7,7 @@ packages, so packages are imported when a system is made.
 from __future__ import annotations
 
 import socket
-import ssl
 import threading
-import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from .cases import State
+from .sockets import connect, receive
 
 _PART = 32 * 2**20
 _METADATA = ".metadata"
@@ -149,15 +148,14 @@ class Floor:
 
         client = boto3.client("s3")
         bucket, _, prefix = place.path.removeprefix("s3://").partition("/")
-        self._parts: list[tuple[str, int, int, memoryview]] = []
+        self._parts: list[tuple[str, int, memoryview]] = []
         for file in sorted(place.folder.glob("*.distcp")):
             url = client.generate_presigned_url(
                 "get_object", {"Bucket": bucket, "Key": f"{prefix}/{file.name}"}
             )
             memory = memoryview(torch.ones(file.stat().st_size, dtype=torch.uint8).numpy().data)
             for start in range(0, len(memory), _PART):
-                end = min(start + _PART, len(memory))
-                self._parts.append((url, start, end, memory[start:end]))
+                self._parts.append((url, start, memory[start : start + _PART]))
 
     def open(self) -> None:
         """There is nothing to open."""
@@ -173,7 +171,7 @@ class Floor:
             thread.start()
         for thread in threads:
             thread.join()
-        read = sum(end - start for _, start, end, _ in self._parts)
+        read = sum(len(memory) for _, _, memory in self._parts)
         return {"requests": len(self._parts), "read": read}
 
     def _run(self) -> None:
@@ -183,36 +181,9 @@ class Floor:
                 part = next(self._left, None)
             if part is None:
                 return
-            connection = connection or _connect(part[0])
-            _receive(connection, *part)
-
-
-def _connect(url: str) -> socket.socket:
-    place = urllib.parse.urlsplit(url)
-    connection = socket.create_connection((place.hostname or "", place.port or 0))
-    if place.scheme == "http":
-        return connection
-    context = ssl.create_default_context()
-    return context.wrap_socket(connection, server_hostname=place.hostname)
-
-
-def _receive(connection: socket.socket, url: str, start: int, end: int, target: memoryview) -> None:
-    place = urllib.parse.urlsplit(url)
-    request = (
-        f"GET {place.path}?{place.query} HTTP/1.1\r\nHost: {place.netloc}\r\n"
-        f"Range: bytes={start}-{end - 1}\r\n\r\n"
-    )
-    connection.sendall(request.encode())
-    head = b""
-    while b"\r\n\r\n" not in head:
-        head += connection.recv(4096)
-    head, _, rest = head.partition(b"\r\n\r\n")
-    if b" 206 " not in head.split(b"\r\n")[0]:
-        raise SystemExit(f"the server answered {head!r}")
-    target[: len(rest)] = rest
-    filled = len(rest)
-    while filled < len(target):
-        filled += connection.recv_into(target[filled:])
+            url, start, memory = part
+            connection = connection or connect(url)
+            receive(connection, url, start, memory)
 
 
 SYSTEMS: dict[str, Callable[[str, Place], System]] = {

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
-import ssl
 import threading
-import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -23,6 +20,7 @@ from typing import Any
 
 from .measure import measure
 from .native_clients import Fetch, awscrt_fetch, byte_range, obstore_blocks, obstore_fetch
+from .sockets import connect, fill, receive
 
 _MIB = 2**20
 PART = 32 * _MIB
@@ -38,28 +36,13 @@ def sockets(bucket: str, key: str) -> Receive:
     import boto3
 
     place = {"Bucket": bucket, "Key": key}
-    url = urllib.parse.urlsplit(boto3.client("s3").generate_presigned_url("get_object", place))
-    tls = ssl.create_default_context() if url.scheme == "https" else None
+    url = boto3.client("s3").generate_presigned_url("get_object", place)
     of_thread = threading.local()
-
-    def connect() -> socket.socket:
-        plain = socket.create_connection((url.hostname or "", url.port or 0))
-        return tls.wrap_socket(plain, server_hostname=url.hostname) if tls else plain
 
     def fetch(start: int, memory: memoryview) -> None:
         if not hasattr(of_thread, "connection"):
-            of_thread.connection = connect()
-        connection: socket.socket = of_thread.connection
-        lines = f"Host: {url.netloc}\r\nRange: {byte_range(start, memory)}\r\n\r\n"
-        connection.sendall(f"GET {url.path}?{url.query} HTTP/1.1\r\n{lines}".encode())
-        head = b""
-        while b"\r\n\r\n" not in head:
-            head += connection.recv(4096)
-        head, _, rest = head.partition(b"\r\n\r\n")
-        if b" 206 " not in head.split(b"\r\n")[0]:
-            raise SystemExit(f"the server answered {head!r}")
-        memory[: len(rest)] = rest
-        _fill(connection.recv_into, memory[len(rest) :], PART)
+            of_thread.connection = connect(url)
+        receive(of_thread.connection, url, start, memory)
 
     return _in_threads(fetch)
 
@@ -74,7 +57,7 @@ def boto3(bucket: str, key: str, block: int) -> Receive:
     def fetch(start: int, memory: memoryview) -> None:
         answer = client.get_object(Bucket=bucket, Key=key, Range=byte_range(start, memory))
         body: Any = answer["Body"]
-        _fill(body.readinto, memory, block)
+        fill(body.readinto, memory, block)
 
     return _in_threads(fetch)
 
@@ -90,7 +73,7 @@ def ours(bucket: str, key: str) -> Receive:
         nonlocal etag
         with transport.get(bucket, key, start, start + len(memory), if_match=etag) as body:
             etag = body.info.etag
-            _fill(body.readinto, memory, PART)
+            fill(body.readinto, memory, PART)
 
     return _in_threads(fetch)
 
@@ -133,15 +116,6 @@ def _in_threads(fetch: Fetch) -> Receive:
 
 def _warm(fetch: Fetch) -> None:
     fetch(0, memoryview(bytearray(_WARM_UP)))
-
-
-def _fill(readinto: Callable[[memoryview], int | None], memory: memoryview, block: int) -> None:
-    """Read until the memory is full, up to a block at a time."""
-    while len(memory):
-        count = readinto(memory[:block])
-        if not count:
-            raise SystemExit(f"the body ended {len(memory)} bytes early")
-        memory = memory[count:]
 
 
 def main() -> None:

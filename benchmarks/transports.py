@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .compare import PEERS
-from .measure import machine
+from .measure import machine, run_json
 from .servers import BUCKET, PREFIX, SERVERS, serve
 from .tables import GB
 from .transport_candidates import CANDIDATES, PART
@@ -55,12 +55,7 @@ def run_candidate(
     file = folder / BUCKET / PREFIX / NAME
     command = [python, "-W", "ignore", "-m", "benchmarks.transport_candidates"]
     command += [name, BUCKET, f"{PREFIX}/{NAME}", str(file)]
-    child = {**os.environ, **environment}
-    done = subprocess.run(command, env=child, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return run_json(name, command, environment)
 
 
 def compare(

@@ -174,6 +174,24 @@ def test_other_readers_have_no_stats(memory: Place) -> None:
     assert reader.stats is None
 
 
+def load_many(place: Place, transport: Any, **limits: int) -> LoadStats:
+    """Save 16 tensors and load them, a request for each MiB; return the load's figures."""
+    saved = {f"w{n}": randn(*BIG, seed=n) for n in range(16)}
+    place.save(saved, "run")
+    state = {name: torch.zeros(BIG) for name in saved}
+    reader = S3StorageReader(
+        place.url("run"),
+        transport=transport,
+        s3client_config=S3ClientConfig(**limits),
+        reader_constructor=DirectReaders(part_size=MIB),
+    )
+    with quiet():
+        dcp.load(state, storage_reader=reader)
+    assert_same(state, saved)
+    assert reader.stats is not None
+    return reader.stats
+
+
 class Busy(RecordingTransport):
     """Every answer comes after a refusal that the transport got over by itself."""
 
@@ -184,41 +202,16 @@ class Busy(RecordingTransport):
 
 
 def test_a_server_that_refuses_is_asked_less(memory: Place) -> None:
-    saved = {f"w{n}": randn(*BIG, seed=n) for n in range(16)}
-    memory.save(saved, "run")
-    state = {name: torch.zeros(BIG) for name in saved}
-    reader = S3StorageReader(
-        memory.url("run"),
-        transport=Busy(memory.transport),
-        s3client_config=S3ClientConfig(initial_concurrency=4),
-        reader_constructor=DirectReaders(part_size=MIB),
-    )
-    with quiet():
-        dcp.load(state, storage_reader=reader)
-    assert_same(state, saved)
-    stats = reader.stats
-    assert stats is not None
+    stats = load_many(memory, Busy(memory.transport), initial_concurrency=4)
     assert stats.retries == stats.data_requests
     assert stats.concurrency == 4
     assert stats.requests == 1 + 2 * stats.data_requests
 
 
 def test_the_number_of_requests_in_flight_is_bounded(memory: Place) -> None:
-    saved = {f"w{n}": randn(*BIG, seed=n) for n in range(24)}
-    memory.save(saved, "run")
-    state = {name: torch.zeros(BIG) for name in saved}
-    reader = S3StorageReader(
-        memory.url("run"),
-        transport=memory.transport,
-        s3client_config=S3ClientConfig(initial_concurrency=2, max_concurrency=3),
-        reader_constructor=DirectReaders(part_size=MIB),
-    )
-    with quiet():
-        dcp.load(state, storage_reader=reader)
-    assert_same(state, saved)
-    assert reader.stats is not None
-    assert reader.stats.concurrency <= 3
-    assert reader.stats.peak_in_flight <= 3 * MIB
+    stats = load_many(memory, memory.transport, initial_concurrency=2, max_concurrency=3)
+    assert stats.concurrency <= 3
+    assert stats.peak_in_flight <= 3 * MIB
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from typing import TYPE_CHECKING, Any, cast
@@ -64,50 +65,36 @@ def checked_body(
     end: int | None,
     if_match: str | None,
 ) -> ObjectBody:
-    """The body of an answer whose headers fit the request."""
-    try:
-        return _check_answer(answer, body, bucket, key, start, end, if_match)
-    except BaseException:
-        body.close()
-        raise
-
-
-def _check_answer(
-    answer: Any,
-    body: AnswerBody,
-    bucket: str,
-    key: str,
-    start: int,
-    end: int | None,
-    if_match: str | None,
-) -> ObjectBody:
-    """Compare the headers of a GET's answer with what was asked for."""
-    if if_match is not None and answer.get("ETag", if_match) != if_match:
-        # Servers exist that ignore If-Match.
-        raise changed(bucket, key)
-    asked: dict[str, Any] = {"bucket": bucket, "key": key}
-    served = _CONTENT_RANGE.match(answer.get("ContentRange") or "")
-    partial = answer["ResponseMetadata"].get("HTTPStatusCode") == _PARTIAL_CONTENT
-    if "ContentLength" not in answer or (partial and served is None):
-        raise WrongRangeError("the server did not say which bytes it sends", **asked)
-    length = int(answer["ContentLength"])
-    first, last, size = (
-        (int(served[1]), int(served[2]) + 1, int(served[3])) if served else (0, length, length)
-    )
-    wanted_end = size if end is None else end
-    asked["byte_range"] = (start, wanted_end)
-    info = info_of(bucket, key, answer, size)
-    if size < wanted_end or start > size:
-        raise too_short(info, start, wanted_end)
-    if first > start or last < wanted_end or (served and last - first != length):
-        raise WrongRangeError(
-            f"the server sent {length} bytes as [{first}, {last}) of {size}", **asked
+    """The body of an answer, whose headers are compared with what was asked for."""
+    with contextlib.ExitStack() as refused:
+        refused.callback(body.close)
+        if if_match is not None and answer.get("ETag", if_match) != if_match:
+            # Servers exist that ignore If-Match.
+            raise changed(bucket, key)
+        asked: dict[str, Any] = {"bucket": bucket, "key": key}
+        served = _CONTENT_RANGE.match(answer.get("ContentRange") or "")
+        partial = answer["ResponseMetadata"].get("HTTPStatusCode") == _PARTIAL_CONTENT
+        if "ContentLength" not in answer or (partial and served is None):
+            raise WrongRangeError("the server did not say which bytes it sends", **asked)
+        length = int(answer["ContentLength"])
+        first, last, size = (
+            (int(served[1]), int(served[2]) + 1, int(served[3])) if served else (0, length, length)
         )
-    body.left = length
-    if first < start:
-        _log.warning("s3://%s/%s: the server ignored the range; skipping to it", bucket, key)
-        body.skip(start - first)
-    return ObjectBody(body, info, start, wanted_end)
+        wanted_end = size if end is None else end
+        asked["byte_range"] = (start, wanted_end)
+        info = info_of(bucket, key, answer, size)
+        if size < wanted_end or start > size:
+            raise too_short(info, start, wanted_end)
+        if first > start or last < wanted_end or (served and last - first != length):
+            raise WrongRangeError(
+                f"the server sent {length} bytes as [{first}, {last}) of {size}", **asked
+            )
+        body.left = length
+        if first < start:
+            _log.warning("s3://%s/%s: the server ignored the range; skipping to it", bucket, key)
+            body.skip(start - first)
+        refused.pop_all()
+        return ObjectBody(body, info, start, wanted_end)
 
 
 def changed(bucket: str, key: str) -> ObjectChangedError:

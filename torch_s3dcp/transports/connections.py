@@ -1,26 +1,22 @@
-"""HTTP connections whose bodies are received straight into the caller's memory."""
+"""HTTP connections, kept open between requests."""
 
 from __future__ import annotations
 
-import contextlib
 import http.client
-import io
 import socket
 import ssl
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from urllib3.util import wait_for_read
 
+from .bodies import ConnectionBody, CountedResponse
 from .tls import TLSSocket, decrypting_turns
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 _Place = tuple[str, str]
 
@@ -35,7 +31,7 @@ class Answer:
 
     status: int
     headers: http.client.HTTPMessage
-    body: RawBody
+    body: ConnectionBody
 
 
 @dataclass
@@ -91,7 +87,7 @@ class Connections:
             except BaseException:
                 connection.close()
                 raise
-            body = RawBody(answer, connection, plain, partial(self._give_back, place))
+            body = ConnectionBody(answer, connection, plain, partial(self._give_back, place))
             return Answer(answer.status, answer.headers, body)
 
     def _idle_one(self, place: _Place) -> http.client.HTTPConnection | None:
@@ -116,11 +112,11 @@ class Connections:
             connection = _Connection(host, port, timeout=self.connect_timeout)
         try:
             connection.connect()
+            connection.sock.settimeout(self.read_timeout)
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         except OSError as error:
             connection.close()
             raise ConnectFailed(str(error)) from error
-        connection.sock.settimeout(self.read_timeout)
-        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return connection
 
     def _tls_context(self) -> ssl.SSLContext:
@@ -144,40 +140,10 @@ class Connections:
         connection.close()
 
 
-class _Counted(io.RawIOBase):
-    """Counts the bytes that a connection brings."""
-
-    def __init__(self, source: io.RawIOBase) -> None:
-        self._source = source
-        self.delivered = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Buffer, /) -> int | None:
-        count = self._source.readinto(buffer)
-        self.delivered += count or 0
-        return count
-
-    def close(self) -> None:
-        self._source.close()
-        super().close()
-
-
-class _CountedResponse(http.client.HTTPResponse):
-    """An answer that knows how far it came when its connection breaks."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        plain: Any = self.fp.detach()
-        self.source = _Counted(plain)
-        self.fp = io.BufferedReader(self.source)
-
-
 class _Connection(http.client.HTTPConnection):
     """HTTP over a socket."""
 
-    response_class = _CountedResponse
+    response_class = CountedResponse
 
 
 class _TLSConnection(_Connection):
@@ -203,117 +169,12 @@ class _TLSConnection(_Connection):
         self.sock = secured
 
 
-class RawBody:
-    """The body of an answer, as botocore's ``StreamingBody`` expects its raw stream."""
-
-    def __init__(
-        self,
-        answer: http.client.HTTPResponse,
-        connection: http.client.HTTPConnection,
-        plain: socket.socket | None,
-        give_back: Callable[[http.client.HTTPConnection], None],
-    ) -> None:
-        self._answer = answer
-        self._first: memoryview | None = None
-        self._received = 0
-        self._error: OSError | None = None
-        self._socket = plain
-        self._connection: http.client.HTTPConnection | None = connection
-        self._give_back = give_back
-
-    def readinto(self, buffer: memoryview) -> int:
-        """Receive into the buffer; 0 at the end of the body.
-
-        Fills all of it, unless the body ends or the connection breaks. Bytes that came before
-        it broke count: the error is raised by the next call.
-        """
-        if self._error is not None:
-            raise self._error
-        if self._first is None:
-            self._begin()
-        if self._first:
-            count = min(len(self._first), len(buffer))
-            buffer[:count], self._first = self._first[:count], self._first[count:]
-        else:
-            count = self._receive(buffer)
-        if not self._first:
-            self._release_at_end()
-        return count
-
-    def _begin(self) -> None:
-        """Take what came along with the head, so that the rest needs no buffer in between."""
-        with _broken():
-            self._first = memoryview(self._answer.read1(io.DEFAULT_BUFFER_SIZE))
-        self._received = self._delivered()
-
-    def _receive(self, buffer: memoryview) -> int:
-        try:
-            with _broken():
-                count = self._answer.readinto(buffer)
-        except OSError as error:
-            count = self._delivered() - self._received
-            if not 0 < count <= len(buffer):
-                raise
-            self._error = error
-        self._received += count
-        return count
-
-    def _delivered(self) -> int:
-        """Bytes that the connection has brought for this answer, its head included."""
-        source = self._answer
-        return source.source.delivered if isinstance(source, _CountedResponse) else 0
-
-    def read(self, amt: int | None = None) -> bytes:
-        """Up to ``amt`` bytes, or all that are left."""
-        with _broken():
-            data = self._answer.read(amt)
-        self._release_at_end()
-        return data
-
-    def stream(self) -> Iterator[bytes]:
-        """All of the body; botocore reads errors this way."""
-        yield self.read()
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def close(self) -> None:
-        """End; a body that was not read to its end takes its connection along."""
-        connection, self._connection = self._connection, None
-        if connection is not None and self._socket is not None:
-            # Wakes a thread that is waiting for bytes; closing alone would wait for it.
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-        self._answer.close()
-        if connection is not None:
-            connection.close()
-
-    def _release_at_end(self) -> None:
-        """A connection whose answer was read to its end can serve the next request."""
-        whole = self._answer.length == 0 or (self._answer.isclosed() and not self._answer.length)
-        if whole:
-            self._answer.close()  # the answer's file, not the connection
-        if whole and not self._answer.will_close and self._connection is not None:
-            connection, self._connection = self._connection, None
-            self._give_back(connection)
-
-
 def _dropped(connection: http.client.HTTPConnection) -> bool:
     """Whether an idle connection has been closed by the server, or sent what nobody asked for."""
     held: Any = connection.sock
     if held is None or (isinstance(held, TLSSocket) and held.pending):
         return True
     return wait_for_read(held, timeout=0)
-
-
-@contextlib.contextmanager
-def _broken() -> Iterator[None]:
-    """http.client's errors about a body as those of a connection."""
-    try:
-        yield
-    except http.client.HTTPException as error:
-        raise ConnectionError(f"the body is broken: {error!r}") from error
 
 
 def _needs_proxy(url: urllib.parse.SplitResult) -> bool:

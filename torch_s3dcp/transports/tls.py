@@ -3,8 +3,9 @@
 ``ssl.SSLSocket`` asks the kernel for every record of 16 KiB, twice, and passes through several
 layers of Python each time; with many connections the threads then mostly fight over the
 interpreter lock. Here the kernel fills a buffer of many records, and these are decrypted from
-memory (``ssl.SSLObject``, public API) straight into the caller's memory, by a few threads at a
-time. Measured in ``docs/design/transport.md``.
+memory (``ssl.SSLObject``, public API) straight into the caller's memory. Few threads at a time
+receive and decrypt; the others wait for their turn, or for the network. Measured in
+``docs/design/transport.md``.
 """
 
 from __future__ import annotations
@@ -18,21 +19,25 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from urllib3.util import wait_for_read
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 # Bytes that one system call brings at most: 32 records.
 _CIPHERTEXT = 512 * 1024
-# More threads than this decrypt no faster: they hand the interpreter lock around.
-_MOST_DECRYPTING = 4
+# More threads than this are no faster: they hand the interpreter lock around. And the kernel,
+# which receives, needs processors too.
+_MOST_AT_WORK = 4
+_PROCESSORS_EACH = 2
 
 
 def decrypting_turns() -> Iterator[threading.Lock]:
-    """A lock for each connection, few in all: who holds one may decrypt.
+    """A lock for each connection, few in all: who holds one may receive and decrypt.
 
     Plain locks, because a semaphore of Python's costs more than it saves.
     """
-    few = max(1, min(_MOST_DECRYPTING, os.cpu_count() or 1))
+    few = max(1, min(_MOST_AT_WORK, (os.cpu_count() or 1) // _PROCESSORS_EACH))
     return itertools.cycle([threading.Lock() for _ in range(few)])
 
 
@@ -43,7 +48,7 @@ class TLSSocket:
         plain: A connected socket; this object owns it from now on.
         context: Settings of TLS, and what certificates to trust.
         host: Name that the server's certificate must carry.
-        turn: Held while decrypting, see :func:`decrypting_turns`.
+        turn: Held while receiving and decrypting, see :func:`decrypting_turns`.
 
     Raises:
         ssl.SSLError: The server speaks no TLS, or its certificate is not to be trusted.
@@ -77,11 +82,17 @@ class TLSSocket:
     def receive_into(self, buffer: Buffer, source: io.RawIOBase) -> int:
         """Put decrypted bytes into ``buffer``; 0 at the end of the connection."""
         target = memoryview(buffer).cast("B")
-        filled, ended = self._decrypt(target, 0) if self.pending else (0, False)
+        filled, ended = self._decrypt(target) if self.pending else (0, False)
+        readable: Any = source  # all that is asked of it is its file descriptor
         while not filled and not ended:
-            count = source.readinto(self._ciphertext)
-            filled, ended = self._decrypt(target, count or 0)
+            # Waited for here, so that who has the turn never waits for the network.
+            if not wait_for_read(readable, self._plain.gettimeout()):
+                raise TimeoutError("timed out")
+            with self._turn:
+                count = source.readinto(self._ciphertext)
+                filled, ended = self._decrypt(target, count or 0)
             ended = ended or not count
+        self._flush()  # such as the answer to a change of keys
         return filled
 
     @property
@@ -125,30 +136,25 @@ class TLSSocket:
                 self._flush()  # the server is told why
                 raise
 
-    def _decrypt(self, target: memoryview, received: int) -> tuple[int, bool]:
+    def _decrypt(self, target: memoryview, received: int = 0) -> tuple[int, bool]:
         """Decrypt what has come into ``target``: how many bytes, and whether it was the last."""
         filled = 0
-        with self._turn:
-            if received:
-                self._incoming.write(self._ciphertext[:received])
-            try:
-                while filled < len(target):
-                    count = self._tls.read(len(target) - filled, target[filled:])
-                    if not count:
-                        return filled, True
-                    filled += count
-            except ssl.SSLWantReadError:
-                pass
-            except ssl.SSLZeroReturnError:
-                return filled, True
-        if self._outgoing.pending:
-            self._flush()  # such as the answer to a change of keys
+        self._incoming.write(self._ciphertext[:received])
+        try:
+            while filled < len(target):
+                count = self._tls.read(len(target) - filled, target[filled:])
+                if not count:
+                    return filled, True
+                filled += count
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            return filled, True
         return filled, False
 
     def _flush(self) -> None:
-        data = self._outgoing.read()
-        if data:
-            self._plain.sendall(data)
+        if self._outgoing.pending:
+            self._plain.sendall(self._outgoing.read())
 
 
 class _Received(io.RawIOBase):
