@@ -18,6 +18,7 @@ import torch
 from torch.distributed.checkpoint import metadata as dcp
 
 from ._torch import StorageInfo
+from .collector import CollectorPause
 from .exceptions import InvalidCheckpointError
 from .pickles import check_sizes
 from .plan import StoredItem
@@ -50,7 +51,8 @@ def load_metadata(data: bytes) -> dcp.Metadata:
     """
     try:
         check_sizes(data)
-        value = _Unpickler(io.BytesIO(data)).load()
+        with CollectorPause():
+            value = _Unpickler(io.BytesIO(data)).load()
         _check(value)
     except InvalidCheckpointError:
         raise

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch.distributed.checkpoint.planner import LoadPlanner, ReadItem
 
 from .archive import LayoutError
+from .collector import CollectorPause
 from .concurrency import ConcurrencyLimit
 from .exceptions import S3DCPError
 from .fetching import Fetch, Fetched, FetchPool, OpenRange
@@ -117,16 +118,20 @@ class DirectLoad:
         Raises:
             S3DCPError: A request failed, or what came cannot be used; it names range and item.
         """
+        with CollectorPause() as pause:
+            return self._run(files, pause)
+
+    def _run(self, files: Sequence[FilePlan[ReadItem]], pause: CollectorPause) -> LoadStats:
         begin = time.perf_counter()
         items = [self._landing(file.path, item) for file in files for item in file.items]
         pieces = self._pieces_of(items)
         needed = self._needed
         planned = time.perf_counter()
-        self._perform(self._fetches_of(pieces))
+        self._perform(self._fetches_of(pieces), pause)
         # What held a surprise is fetched whole now, for torch.load.
         again = [WholeItem(item.path, item.planned, self._serve) for item in self._again]
         usual = self._stats.data_requests
-        self._perform(self._fetches_of(self._pieces_of(again)))
+        self._perform(self._fetches_of(self._pieces_of(again)), pause)
         return replace(
             self._stats,
             data_requests=usual,
@@ -176,7 +181,7 @@ class DirectLoad:
     def _conditions(self) -> LoadConditions:
         return self._link.conditions(self._needed, self._begin_with)
 
-    def _perform(self, work: Iterator[Fetch[Sequence[Cut[Part]]]]) -> None:
+    def _perform(self, work: Iterator[Fetch[Sequence[Cut[Part]]]], pause: CollectorPause) -> None:
         """Make all requests, as many at once as allowed."""
         pool = FetchPool[Sequence[Cut[Part]]](self._open_range, self._limit.limit)
         # The scratch is left last: nothing is received into it any more then.
@@ -191,6 +196,7 @@ class DirectLoad:
                 self._learn(fetched)
                 pool.resize(self._limit.limit)
                 self._take(fetched)
+                pause.end_if_long()
             peak = max(self._stats.peak_in_flight, pool.peak_bytes)
             scratch = max(self._stats.peak_scratch, self._peak + pool.scratch)
             self._stats = replace(self._stats, peak_in_flight=peak, peak_scratch=scratch)

@@ -7,6 +7,7 @@ opcode into "remember this as number 1.9 billion", and a list of that length is 
 from __future__ import annotations
 
 import pickletools
+import re
 from struct import unpack_from
 
 _LENGTHS = {
@@ -30,6 +31,19 @@ def _argument_sizes() -> list[int]:
 
 
 _SIZES = _argument_sizes()
+
+
+def _harmless_run() -> re.Pattern[bytes]:
+    """Opcodes with arguments of a fixed size that say nothing about sizes, some at once."""
+    codes: dict[int, bytes] = {}
+    for code, size in enumerate(_SIZES):
+        if size >= 0 and code not in (_STOP, _LONG_BINPUT):
+            codes[size] = codes.get(size, b"") + re.escape(bytes([code]))
+    kinds = (b"[" + codes[size] + b"]" + b"." * size for size in sorted(codes))
+    return re.compile(b"(?:" + b"|".join(kinds) + b"){1,64}", re.DOTALL)
+
+
+_HARMLESS_RUN = _harmless_run()
 _LINE_COUNTS = {ord(op.code): _LINES.get(op.name, 1) for op in pickletools.opcodes}
 
 
@@ -42,6 +56,10 @@ def check_sizes(data: bytes) -> None:
     position, end = 0, len(data)
     sizes = _SIZES
     while position < end:
+        run = _HARMLESS_RUN.match(data, position)
+        if run is not None:
+            position = run.end()
+            continue
         opcode = data[position]
         size = sizes[opcode]
         position += 1

@@ -20,6 +20,7 @@ from torch.futures import Future
 from ._torch import ExtensionRegistry, agent_for
 from .checkpoint_metadata import METADATA_NAME, load_metadata, metadata_name, stored_item
 from .client import S3Client
+from .collector import CollectorPause
 from .concurrency import ConcurrencyLimit
 from .config import S3ClientConfig
 from .direct_load import DirectLoad, FillsMemory
@@ -231,7 +232,8 @@ class S3StorageReader(StorageReader):
                 range and item.
         """
         self.stats = None
-        files = plan_files(self._wanted(plan))
+        with CollectorPause():
+            files = plan_files(self._wanted(plan))
         if isinstance(self.reader_constructor, FillsMemory):
             self._fill(self.reader_constructor, files, planner)
         else:
