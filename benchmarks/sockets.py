@@ -30,10 +30,13 @@ def receive(connection: socket.socket, url: str, start: int, memory: memoryview)
     connection.sendall(request.encode())
     head = b""
     while b"\r\n\r\n" not in head:
-        head += connection.recv(4096)
+        block = connection.recv(4096)
+        if not block:
+            raise RuntimeError("the server hung up")
+        head += block
     head, _, rest = head.partition(b"\r\n\r\n")
     if b" 206 " not in head.split(b"\r\n")[0]:
-        raise SystemExit(f"the server answered {head!r}")
+        raise RuntimeError(f"the server answered {head!r}")
     memory[: len(rest)] = rest
     fill(connection.recv_into, memory[len(rest) :])
 
@@ -45,5 +48,5 @@ def fill(
     while len(memory):
         count = readinto(memory[:block])
         if not count:
-            raise SystemExit(f"the body ended {len(memory)} bytes early")
+            raise RuntimeError(f"the body ended {len(memory)} bytes early")
         memory = memory[count:]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -166,11 +167,9 @@ class Floor:
     def load(self, _: State) -> dict[str, int]:
         self._left = iter(self._parts)
         self._lock = threading.Lock()
-        threads = [threading.Thread(target=self._run) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(8) as pool:
+            for done in [pool.submit(self._run) for _ in range(8)]:
+                done.result()
         read = sum(len(memory) for _, _, memory in self._parts)
         return {"requests": len(self._parts), "read": read}
 

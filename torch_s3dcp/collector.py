@@ -7,15 +7,17 @@ that a load of 10,000 tensors took, it took 0.8, and found nothing.
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
+import weakref
 from types import TracebackType
 
 # After so many seconds the collector's share is small, and garbage of other threads may wait.
 _LONGEST = 2.0
 
 _lock = threading.Lock()
-_pauses = 0
+_pauses: weakref.WeakSet[CollectorPause] = weakref.WeakSet()
 _was_enabled = False
 
 
@@ -23,20 +25,24 @@ class CollectorPause:
     """No garbage collection, in any thread, until it is left. For short work.
 
     Pauses may overlap, from any threads; the collector goes on after the last, if it ran
-    before the first.
+    before the first. What others do to the collector meanwhile is forgotten then.
     """
 
     def __init__(self) -> None:
-        self._until: float | None = None
+        self._until = 0.0
 
     def __enter__(self) -> CollectorPause:
-        global _pauses, _was_enabled
-        with _lock:
-            if not _pauses:
-                _was_enabled = gc.isenabled()
-                gc.disable()
-            _pauses += 1
+        global _was_enabled
         self._until = time.monotonic() + _LONGEST
+        try:
+            with _lock:
+                if not _pauses:
+                    _was_enabled = gc.isenabled()
+                _pauses.add(self)
+                gc.disable()
+        except BaseException:
+            self.end()
+            raise
         return self
 
     def __exit__(
@@ -47,18 +53,26 @@ class CollectorPause:
     ) -> None:
         self.end()
 
-    def end_if_long(self) -> None:
-        """End it now, if it has lasted some seconds."""
-        if self._until is not None and time.monotonic() > self._until:
-            self.end()
+    @property
+    def seconds_left(self) -> float | None:
+        """How much longer it should last at most; None: it has ended."""
+        return max(0.0, self._until - time.monotonic()) if self in _pauses else None
 
     def end(self) -> None:
         """End it now, if it has not ended."""
-        global _pauses
         with _lock:
-            if self._until is None:
-                return
-            self._until = None
-            _pauses -= 1
-            if not _pauses and _was_enabled:
+            if _was_enabled and set(_pauses) == {self}:
                 gc.enable()
+            _pauses.discard(self)
+
+
+def _forget() -> None:
+    """A forked child has none of the threads that would end the pauses."""
+    global _lock
+    _lock = threading.Lock()
+    if _pauses and _was_enabled:
+        gc.enable()
+    _pauses.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

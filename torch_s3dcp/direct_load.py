@@ -192,11 +192,14 @@ class DirectLoad:
                     pool.submit(fetch)
                 if not pool.pending:
                     break
-                fetched = pool.next()
+                fetched = pool.next(pause.seconds_left)
+                if not pause.seconds_left:
+                    pause.end()
+                if fetched is None:
+                    continue
                 self._learn(fetched)
                 pool.resize(self._limit.limit)
                 self._take(fetched)
-                pause.end_if_long()
             peak = max(self._stats.peak_in_flight, pool.peak_bytes)
             scratch = max(self._stats.peak_scratch, self._peak + pool.scratch)
             self._stats = replace(self._stats, peak_in_flight=peak, peak_scratch=scratch)

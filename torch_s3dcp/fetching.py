@@ -145,9 +145,12 @@ class FetchPool(Generic[T]):
             thread.start()
             self._threads.append(thread)
 
-    def next(self) -> Fetched[T]:
-        """Wait for a request to end, well or badly."""
-        ended = self._ended.get()
+    def next(self, timeout: float | None = None) -> Fetched[T] | None:
+        """Wait for a request to end, well or badly; None where none did in ``timeout`` seconds."""
+        try:
+            ended = self._ended.get(timeout=timeout)
+        except queue.Empty:
+            return None
         self.pending -= 1
         return ended
 

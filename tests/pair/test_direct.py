@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import time
 from typing import Any
 
 import pytest
@@ -33,6 +35,29 @@ def load(
         dcp.load(state, storage_reader=reader, planner=planner)
     assert reader.stats is not None
     return reader.stats, transport
+
+
+class WaitsForCollector(RecordingTransport):
+    """Gives no data before the garbage collector runs, or 10 s are over."""
+
+    waited = 0.0
+
+    def get(self, bucket: str, key: str, *where: Any, **conditions: Any) -> Any:
+        begin = time.monotonic()
+        while not (key.endswith(".metadata") or gc.isenabled()) and self.waited < 10:
+            time.sleep(0.01)
+            self.waited = time.monotonic() - begin
+        return super().get(bucket, key, *where, **conditions)
+
+
+def test_garbage_is_collected_while_a_server_is_slow(memory: Place) -> None:
+    memory.save({"w": randn(*BIG)}, "run")
+    transport = WaitsForCollector(memory.transport)
+    reader = S3StorageReader(memory.url("run"), transport=transport)
+    with quiet():
+        dcp.load({"w": torch.zeros(BIG)}, storage_reader=reader)
+    assert transport.waited < 5
+    assert gc.isenabled()
 
 
 class Slice(dcp.DefaultLoadPlanner):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 
 import pytest
 
-from torch_s3dcp import collector
 from torch_s3dcp.collector import CollectorPause
 
 
@@ -48,11 +48,28 @@ def test_a_collector_that_was_off_stays_off() -> None:
     assert not gc.isenabled()
 
 
-def test_a_long_pause_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    with CollectorPause() as pause:
-        pause.end_if_long()
-        assert not gc.isenabled()
-        now = collector.time.monotonic()
-        monkeypatch.setattr(collector.time, "monotonic", lambda: now + 60)
-        pause.end_if_long()
+def test_it_says_how_long_it_should_last() -> None:
+    pause = CollectorPause()
+    assert pause.seconds_left is None
+    with pause:
+        assert pause.seconds_left is not None
+        assert 0 < pause.seconds_left <= 2
+        pause.end()
         assert gc.isenabled()
+        assert pause.seconds_left is None
+
+
+def test_entering_twice_is_one_pause() -> None:
+    pause = CollectorPause()
+    with pause, pause:
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_collects() -> None:
+    with CollectorPause():
+        child = os.fork()
+        if not child:
+            os._exit(0 if gc.isenabled() else 1)
+        assert os.waitpid(child, 0)[1] == 0

@@ -93,8 +93,9 @@ def checked_body(
         if first < start:
             _log.warning("s3://%s/%s: the server ignored the range; skipping to it", bucket, key)
             body.skip(start - first)
+        found = ObjectBody(body, info, start, wanted_end)
         refused.pop_all()
-        return ObjectBody(body, info, start, wanted_end)
+        return found
 
 
 def changed(bucket: str, key: str) -> ObjectChangedError:
