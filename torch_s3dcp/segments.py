@@ -84,6 +84,10 @@ class SegmentStream(io.RawIOBase):
     def read(self, size: int | None = -1, /) -> bytes:
         return b"".join(self._take(None if size is None or size < 0 else size))
 
+    def take(self, size: int) -> list[memoryview]:
+        """The next ``size`` bytes, as the blocks where they lie; fewer only at the end."""
+        return list(self._take(size))
+
     def _take(self, size: int | None) -> Iterator[memoryview]:
         """Blocks of ``size`` bytes together, or all that are left."""
         while size is None or size > 0:

@@ -52,6 +52,11 @@ class _StoppableStream(SegmentStream):
             raise _Cancelled
         return super().read(size)
 
+    def take(self, size: int) -> list[memoryview]:
+        if self._stop.is_set():
+            raise _Cancelled
+        return super().take(size)
+
 
 def take_address(place: Any, base: S3URI) -> str | None:
     """Take back the note of where an item was uploaded; return it where it is not ``base``."""

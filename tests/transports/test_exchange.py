@@ -270,7 +270,8 @@ def test_a_closed_port_is_named() -> None:
 def test_it_steps_aside_for_a_proxy(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_address[1]}")
     monkeypatch.setenv("no_proxy", "")
-    request = type("Request", (), {"url": "http://somewhere.invalid/key", "headers": {}})()
+    facts = {"url": "http://somewhere.invalid/key", "method": "GET", "headers": {}, "body": None}
+    request = type("Request", (), facts)()
     assert BotocoreExchange(Connections(1, 1, 1)).exchange(request) is None
 
 
@@ -410,7 +411,7 @@ def test_a_missing_file_of_authorities_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_an_address_of_ipv6_needs_no_port() -> None:
     with pytest.raises(ConnectFailed, match=r"refused|unreachable|assign"):
-        Connections(1, 1, 1).get("http://[::1]/bucket/key", {})
+        Connections(1, 1, 1).send("GET", "http://[::1]/bucket/key", {})
 
 
 def test_bytes_before_a_break_are_not_lost(server: Any) -> None:

@@ -67,11 +67,11 @@ def test_both_ways_lead_to_the_same_host(
     transport = BotoTransport(region, config)
     asked: list[urllib.parse.SplitResult] = []
 
-    def get(_: Any, address: str, headers: Any) -> None:
+    def send(_: Any, method: str, address: str, headers: Any, body: Any = None) -> None:
         asked.append(urllib.parse.urlsplit(address))
         raise ConnectFailed("no network here")
 
-    monkeypatch.setattr(Connections, "get", get)
+    monkeypatch.setattr(Connections, "send", send)
     monkeypatch.setattr("time.sleep", lambda _: None)
     with pytest.raises(EndpointError):
         transport.get("bucket", "key", 0, 10, if_match='"etag"')

@@ -19,10 +19,12 @@ from ..exceptions import (
 )
 from ..parts import part_size_for
 from .answers import AnswerBody, changed, checked_body, info_of
-from .clients import Client, client_for, patient_uploader, uploader_for
+from .checksums import combinable
+from .clients import Client, client_for, part_uploader, patient_uploader, uploader_for
 from .contract import ListPage, ObjectBody, ObjectInfo, check_span, too_short
 from .errors import refusal, translated
 from .exchange import AskAgain
+from .uploading import BlockSource
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client as Boto3S3Client
@@ -180,13 +182,37 @@ class BotoTransport:
     ) -> None:
         size = _UNKNOWN_SIZE if expected_size is None else expected_size
         part_size = part_size_for(size, self.config.part_size)
+        checksum = combinable(self.config.checksum_algorithm)
+        if expected_size is None or checksum is None:
+            self._transfer(bucket, key, stream, expected_size, part_size, storage_class)
+            return
+        storing = self._storing(storage_class, checksum=False)
+        source = stream if isinstance(stream, BlockSource) else _Source(stream)
+        part_uploader(self.client, self.config).upload(
+            bucket,
+            key,
+            source,
+            part_size=part_size,
+            checksum=checksum,
+            options=self._payer(),
+            storing=storing,
+        )
+
+    def _transfer(
+        self,
+        bucket: str,
+        key: str,
+        stream: io.RawIOBase,
+        expected_size: int | None,
+        part_size: int,
+        storage_class: str | None,
+    ) -> None:
+        """Have s3transfer upload what nobody knows the size of, or with other checksums."""
         if expected_size is None:
             manager = patient_uploader(self.client, part_size)
         else:
             manager = uploader_for(self.client, self.config, part_size)
-        options = {**self._payer(), **self._storing()}
-        if storage_class is not None:
-            options["StorageClass"] = storage_class
+        options = {**self._payer(), **self._storing(storage_class)}
         source = _Source(stream)
         try:
             with translated("Upload", bucket, key):
@@ -288,10 +314,12 @@ class BotoTransport:
     def _payer(self) -> dict[str, Any]:
         return {"RequestPayer": "requester"} if self.config.requester_pays else {}
 
-    def _storing(self, *, checksum: bool = True) -> dict[str, Any]:
+    def _storing(
+        self, storage_class: str | None = None, *, checksum: bool = True
+    ) -> dict[str, Any]:
         config = self.config
         options = {
-            "StorageClass": config.storage_class,
+            "StorageClass": storage_class or config.storage_class,
             "ServerSideEncryption": config.server_side_encryption,
             "SSEKMSKeyId": config.sse_kms_key_id,
             "ChecksumAlgorithm": config.checksum_algorithm if checksum else None,
@@ -300,7 +328,7 @@ class BotoTransport:
 
 
 class _Source:
-    """What s3transfer reads from; remembers the stream's own error, so that it gets out."""
+    """What uploads read from; remembers the stream's own error, so that it gets out."""
 
     def __init__(self, stream: io.RawIOBase) -> None:
         self._stream = stream
@@ -322,6 +350,17 @@ class _Source:
                 raise
             # After a KeyboardInterrupt in one of its threads s3transfer waits for ever.
             raise InterruptedError("the stream to upload was interrupted") from error
+
+    def take(self, size: int) -> list[memoryview]:
+        """The next ``size`` bytes, or what is left."""
+        try:
+            data = self.read(size)
+        except BaseException:
+            # s3transfer needs to see another one.
+            if self.error is not None:
+                raise self.error from None
+            raise
+        return [memoryview(data)] if data else []
 
     def _take(self, size: int) -> bytes:
         block = self._stream.read(size)

@@ -25,6 +25,7 @@ from ..exceptions import ConfigurationError
 from .connections import Connections
 from .errors import translated
 from .exchange import BotocoreExchange, SignedRanges
+from .uploading import Uploader
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client as Boto3S3Client
@@ -46,6 +47,7 @@ class Client:
 _lock = threading.Lock()
 _clients: dict[tuple[str | None, S3ClientConfig, str, int], Client] = {}
 _uploaders: dict[tuple[int, int], TransferManager] = {}
+_part_uploaders: dict[int, Uploader] = {}
 
 
 def _forget() -> None:
@@ -53,6 +55,7 @@ def _forget() -> None:
     _lock = threading.Lock()
     _clients.clear()
     _uploaders.clear()
+    _part_uploaders.clear()
 
 
 os.register_at_fork(after_in_child=_forget)
@@ -103,6 +106,16 @@ def _environment() -> int:
     return hash(tuple(os.environ.get(name) for name in _VARIABLES))
 
 
+def part_uploader(client: Boto3S3Client, config: S3ClientConfig) -> Uploader:
+    """The process's uploader for a client."""
+    with _lock:
+        uploader = _part_uploaders.get(id(client))
+        if uploader is None:
+            most = min(config.max_concurrency, _MOST_UPLOADING)
+            uploader = _part_uploaders[id(client)] = Uploader(client, most, config.memory_budget)
+        return uploader
+
+
 def uploader_for(client: Boto3S3Client, config: S3ClientConfig, part_size: int) -> TransferManager:
     """The process's transfer manager for a client and a part size.
 
@@ -142,12 +155,15 @@ def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> tupl
     """A new client, and whether it found credentials: without them it is not worth keeping."""
     core = None if config.session else botocore.session.Session(profile=config.profile)
     session = config.session or boto3.Session(botocore_session=core)
-    options: dict[str, Any] = {}
+    # Bodies come with a checksum. To hash them with SHA-256 too, for the signature, costs more
+    # CPU time than all the rest.
+    s3: dict[str, Any] = {"payload_signing_enabled": False}
+    options: dict[str, Any] = {"s3": s3}
     keys: dict[str, Any] = {}
     if config.unsigned:
         options["signature_version"] = UNSIGNED
     if config.force_path_style:
-        options["s3"] = {"addressing_style": "path"}
+        s3["addressing_style"] = "path"
     if config.credentials is not None:
         given = config.credentials
         keys = {

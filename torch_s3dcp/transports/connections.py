@@ -8,7 +8,7 @@ import ssl
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -36,7 +36,7 @@ class Answer:
 
 @dataclass
 class Connections:
-    """Sends GET requests; keeps connections open between them. For any number of threads.
+    """Sends requests; keeps connections open between them. For any number of threads.
 
     Args:
         connect_timeout: Seconds to wait for a connection.
@@ -54,8 +54,18 @@ class Connections:
     _turns: Iterator[threading.Lock] = field(default_factory=decrypting_turns)
     _tls: ssl.SSLContext | None = None
 
-    def get(self, address: str, headers: Mapping[str, str]) -> Answer | None:
+    def send(
+        self,
+        method: str,
+        address: str,
+        headers: Mapping[str, str],
+        body: Iterable[memoryview] | None = None,
+    ) -> Answer | None:
         """Send a request, and wait for the head of its answer.
+
+        Args:
+            body: Blocks, sent one after another from where they are; iterated again for another
+                try. Its length is among the headers.
 
         Returns:
             None where a proxy is in the way: this is not for us.
@@ -75,9 +85,7 @@ class Connections:
                     return None
                 connection = self._connect(url)
             try:
-                connection.request("GET", target, headers=dict(headers))
-                plain = connection.sock  # after "Connection: close" http.client forgets it
-                answer = connection.getresponse()
+                plain, answer = _exchange(connection, method, target, headers, body)
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 if fresh or isinstance(error, TimeoutError):
@@ -87,8 +95,8 @@ class Connections:
             except BaseException:
                 connection.close()
                 raise
-            body = ConnectionBody(answer, connection, plain, partial(self._give_back, place))
-            return Answer(answer.status, answer.headers, body)
+            received = ConnectionBody(answer, connection, plain, partial(self._give_back, place))
+            return Answer(answer.status, answer.headers, received)
 
     def _idle_one(self, place: _Place) -> http.client.HTTPConnection | None:
         """An open connection to the server that nobody uses."""
@@ -167,6 +175,27 @@ class _TLSConnection(_Connection):
         super().connect()
         secured: Any = TLSSocket(self.sock, self._context, self.host, self._turn)
         self.sock = secured
+
+
+def _exchange(
+    connection: http.client.HTTPConnection,
+    method: str,
+    target: str,
+    headers: Mapping[str, str],
+    body: Iterable[memoryview] | None,
+) -> tuple[socket.socket, http.client.HTTPResponse]:
+    """Send a request and begin to receive its answer; the socket to end it by, and the answer."""
+    blocks: Any = body if body is None else iter(body)
+    try:
+        connection.request(method, target, body=blocks, headers=dict(headers))
+    except (BrokenPipeError, ConnectionResetError) as error:
+        # A server that refuses a request need not wait for its end.
+        try:
+            return connection.sock, connection.getresponse()
+        except (OSError, http.client.HTTPException):
+            raise error from None
+    plain = connection.sock  # after "Connection: close" http.client forgets it
+    return plain, connection.getresponse()
 
 
 def _dropped(connection: http.client.HTTPConnection) -> bool:

@@ -1,11 +1,12 @@
-"""Two ways in which GETs go over connections of our own, both through botocore's public API.
+"""Requests over connections of our own, through botocore's public API.
 
 botocore's own body copies: urllib3 reads into a block, then the block is copied to where it
 was wanted. ``http.client`` can receive into any buffer. So
 
 * a handler of botocore's event ``before-send.s3.GetObject`` makes the HTTP exchange of GETs
   itself and hands botocore the answer; signing, endpoints, credentials and retries stay
-  botocore's.
+  botocore's. PUTs whose body is several blocks of memory go the same way: botocore's own sender
+  would read them in pieces of 16 KiB.
 * further ranges of one object go to a URL that botocore signed once. That spares the greater
   part of a request's CPU time. Whatever is not the plain answer that was hoped for is asked
   again in the first way, and what comes of it counts.
@@ -35,6 +36,7 @@ from botocore.exceptions import (
     SSLError,
 )
 
+from .blocks import Blocks
 from .connections import Answer, ConnectFailed, Connections
 
 if TYPE_CHECKING:
@@ -65,15 +67,16 @@ class AskAgain(Exception):
 
 @dataclass
 class BotocoreExchange:
-    """Makes the HTTP exchange of a client's GET requests."""
+    """Makes the HTTP exchange of a client's GETs, and of its PUTs of :class:`Blocks`."""
 
     connections: Connections
 
     def register(self, client: Boto3S3Client) -> None:
-        """Take over the GETs of a client."""
-        # The stubs say that handlers return nothing; for this event the answer counts.
+        """Take over requests of a client."""
+        # The stubs say that handlers return nothing; for these events the answer counts.
         handler: Any = self.exchange
-        client.meta.events.register("before-send.s3.GetObject", handler)
+        for operation in ("GetObject", "PutObject", "UploadPart"):
+            client.meta.events.register(f"before-send.s3.{operation}", handler)
 
     def exchange(self, request: AWSPreparedRequest, **_: Any) -> AWSResponse | None:
         """Handler of the event; None lets botocore send the request itself.
@@ -81,9 +84,14 @@ class BotocoreExchange:
         Raises:
             HTTPClientError: As botocore's own sender would, so that its retries apply.
         """
+        body: Any = request.body or None
+        if body is not None and not isinstance(body, Blocks):
+            return None
         headers = {name: _text(value) for name, value in request.headers.items()}
+        # A body that is refused is cut short: nobody needs to wait for leave to send it.
+        headers.pop("Expect", None)
         try:
-            answer = self.connections.get(request.url, headers)
+            answer = self.connections.send(request.method, request.url, headers, body)
         except (OSError, http.client.HTTPException) as error:
             raise _for_botocore(error, request.url.partition("?")[0]) from error
         if answer is None:
@@ -130,7 +138,7 @@ class SignedRanges:
             "Accept-Encoding": "identity",
         }
         try:
-            answer = self.connections.get(self._url(bucket, key), headers)
+            answer = self.connections.send("GET", self._url(bucket, key), headers)
         except (OSError, http.client.HTTPException) as error:
             # Not the address: who has it can read the object.
             _log.debug("a signed URL for s3://%s/%s brought %r", bucket, key, error)

@@ -68,10 +68,12 @@ class TLSSocket:
 
     def sendall(self, data: Buffer) -> None:
         """Encrypt and send."""
-        rest = memoryview(data)
+        rest = memoryview(data).cast("B")
         while rest:
-            rest = rest[self._tls.write(rest) :]
-        self._flush()
+            # Not all at once: what is encrypted but not sent lies in memory.
+            with self._turn:
+                rest = rest[self._tls.write(rest[:_CIPHERTEXT]) :]
+            self._flush()
 
     def makefile(self, mode: str, buffering: int = -1) -> io.BufferedReader:
         """A file to read the answer from. Like a socket's, it may outlive ``close``."""

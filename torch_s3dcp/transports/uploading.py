@@ -1,0 +1,308 @@
+"""Uploads in parts, sent straight from the memory where their bytes lie.
+
+Many parts are in flight over all uploads of a client, bounded in number and in bytes. Each
+is sent with its checksum, and completing the upload names that of the whole object, so
+that the server refuses what was damaged on the way.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from itertools import chain, count
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from botocore.exceptions import ClientError
+
+from ..exceptions import S3DCPError
+from .blocks import Blocks
+from .checksums import Checksum
+from .errors import translated
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client as Boto3S3Client
+
+_log = logging.getLogger(__name__)
+
+# Tries of a request whose body arrived damaged: a fault of the way, not of the request.
+_ATTEMPTS = 4
+_DAMAGED = frozenset({"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch"})
+# What servers say that know no checksum of the whole object.
+_UNKNOWN = frozenset({"NotImplemented", "InvalidRequest", "InvalidArgument"})
+
+
+@runtime_checkable
+class BlockSource(Protocol):
+    """Where the bytes to upload come from."""
+
+    def take(self, size: int) -> list[memoryview]:
+        """The next ``size`` bytes, as blocks; fewer only at the end."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part that the server has."""
+
+    number: int
+    size: int
+    etag: str
+    checksum: int
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The object that is being written, and how."""
+
+    bucket: str
+    key: str
+    options: Mapping[str, Any]
+    """What every request about it carries."""
+    storing: Mapping[str, Any]
+    """What the request carries that creates it."""
+
+    @property
+    def place(self) -> dict[str, Any]:
+        return {"Bucket": self.bucket, "Key": self.key, **self.options}
+
+
+class Room:
+    """Bytes that may be in flight; a part larger than that goes alone."""
+
+    def __init__(self, size: int) -> None:
+        self._free = self._size = size
+        self._changed = threading.Condition()
+
+    def enter(self, size: int) -> None:
+        """Wait until there is room."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= min(size, self._size))
+            self._free -= size
+
+    def leave(self, size: int) -> None:
+        """Make room."""
+        with self._changed:
+            self._free += size
+            self._changed.notify_all()
+
+
+@dataclass
+class Uploader:
+    """Uploads objects through a boto3 client.
+
+    Args:
+        client: Signs and sends.
+        concurrency: Parts in flight at most.
+        memory_budget: Their bytes at most.
+    """
+
+    client: Boto3S3Client
+    concurrency: int
+    memory_budget: int
+    _room: Room = field(init=False)
+    _pool: ThreadPoolExecutor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._room = Room(self.memory_budget)
+        self._pool = ThreadPoolExecutor(self.concurrency, "s3dcp-upload")
+
+    def upload(
+        self,
+        bucket: str,
+        key: str,
+        source: BlockSource,
+        *,
+        part_size: int,
+        checksum: Checksum,
+        options: Mapping[str, Any],
+        storing: Mapping[str, Any],
+    ) -> None:
+        """Store all that the source has; visible only when complete.
+
+        Raises:
+            S3DCPError: A request failed for good.
+            BaseException: Whatever the source raised. Nothing stays behind then.
+        """
+        target = _Target(bucket, key, options, storing)
+        first = Blocks(source.take(part_size))
+        second = Blocks(source.take(part_size) if len(first) == part_size else [])
+        if len(second):
+            parts = chain((first, second), _rest(source, part_size))
+            _Multipart(self, target, checksum).run(parts)
+        else:
+            self._put(target, first, checksum)
+
+    def _put(self, target: _Target, body: Blocks, checksum: Checksum) -> None:
+        value = {checksum.member: checksum.text(checksum.of(body))}
+        self._room.enter(len(body))
+        try:
+            with translated("PutObject", target.bucket, target.key):
+                self.insist("put_object", Body=body, **target.place, **target.storing, **value)
+        finally:
+            self._room.leave(len(body))
+
+    def begin(self, body: Blocks, send: Any) -> Future[_Part]:
+        """Have a part sent, when there is room for it."""
+        size = len(body)
+        self._room.enter(size)
+        try:
+            future: Future[_Part] = self._pool.submit(send)
+        except BaseException:
+            self._room.leave(size)
+            raise
+        future.add_done_callback(lambda _: self._room.leave(size))
+        return future
+
+    def insist(self, method: str, **parameters: Any) -> Any:
+        """Make a request, again if its body arrived damaged."""
+        for attempt in count(1):
+            try:
+                return getattr(self.client, method)(**parameters)
+            except ClientError as error:
+                if _code(error) not in _DAMAGED or attempt == _ATTEMPTS:
+                    raise
+                _log.warning(
+                    "s3://%s/%s: bytes were damaged on the way; sending them again",
+                    parameters["Bucket"],
+                    parameters["Key"],
+                )
+        raise AssertionError
+
+
+@dataclass
+class _Multipart:
+    """One multipart upload."""
+
+    uploader: Uploader
+    target: _Target
+    checksum: Checksum
+    whole: bool = True
+    """Whether the server knows checksums of whole objects."""
+    _failed: threading.Event = field(default_factory=threading.Event)
+    _failures: list[BaseException] = field(default_factory=list)
+
+    def run(self, bodies: Iterator[Blocks]) -> None:
+        """Create it, send the parts, complete it; on failure abort it."""
+        with translated("CreateMultipartUpload", self.target.bucket, self.target.key):
+            upload = self._create()
+        futures: list[Future[_Part]] = []
+        try:
+            for number, body in enumerate(bodies, 1):
+                futures.append(self._begin(upload, number, body))
+                if self._failed.is_set():
+                    break
+            wait(futures)
+            if self._failures:
+                raise self._failures[0]
+            parts = [future.result() for future in futures]
+            with translated("CompleteMultipartUpload", self.target.bucket, self.target.key):
+                self._complete(upload, parts)
+        except BaseException:
+            self._failed.set()
+            for future in futures:
+                future.cancel()
+            # What is sent after the abort would stay behind.
+            wait(futures)
+            self._abort(upload)
+            raise
+
+    def _begin(self, upload: str, number: int, body: Blocks) -> Future[_Part]:
+        return self.uploader.begin(body, lambda: self._send(upload, number, body))
+
+    def _create(self) -> str:
+        asked = {**self.target.place, **self.target.storing}
+        algorithm: Any = self.checksum.name
+        client = self.uploader.client
+        try:
+            answer = client.create_multipart_upload(
+                **asked, ChecksumAlgorithm=algorithm, ChecksumType="FULL_OBJECT"
+            )
+        except ClientError as error:
+            if _code(error) not in _UNKNOWN:
+                raise
+            _log.debug("%s: no checksum of whole objects: %s", self.target.bucket, error)
+            self.whole = False
+            answer = client.create_multipart_upload(**asked)
+        return answer["UploadId"]
+
+    def _send(self, upload: str, number: int, body: Blocks) -> _Part:
+        if self._failed.is_set():
+            raise InterruptedError("another part of the upload failed")
+        try:
+            value = self.checksum.of(body)
+            said = {self.checksum.member: self.checksum.text(value)}
+            with translated("UploadPart", self.target.bucket, self.target.key):
+                answer = self.uploader.insist(
+                    "upload_part",
+                    UploadId=upload,
+                    PartNumber=number,
+                    Body=body,
+                    **self.target.place,
+                    **said,
+                )
+        except BaseException as error:
+            self._failures.append(error)
+            self._failed.set()
+            raise
+        return _Part(number, len(body), answer["ETag"], value)
+
+    def _complete(self, upload: str, parts: list[_Part]) -> None:
+        total = size = 0
+        listed: list[Any] = []
+        for part in parts:
+            total = self.checksum.combine(total, part.checksum, part.size)
+            size += part.size
+            listed.append({"PartNumber": part.number, "ETag": part.etag})
+        whole: dict[str, Any] = {}
+        if self.whole:
+            for entry, part in zip(listed, parts, strict=True):
+                entry[self.checksum.member] = self.checksum.text(part.checksum)
+            whole = {
+                self.checksum.member: self.checksum.text(total),
+                "ChecksumType": "FULL_OBJECT",
+                "MpuObjectSize": size,
+            }
+        try:
+            self.uploader.client.complete_multipart_upload(
+                UploadId=upload, MultipartUpload={"Parts": listed}, **self.target.place, **whole
+            )
+        except ClientError as error:
+            # Tried again after its answer was lost, it finds the upload gone.
+            if _code(error) != "NoSuchUpload" or not self._is_there(size, whole):
+                raise
+
+    def _is_there(self, size: int, whole: Mapping[str, Any]) -> bool:
+        try:
+            found: Any = self.uploader.client.head_object(
+                **self.target.place, ChecksumMode="ENABLED"
+            )
+        except ClientError:
+            return False
+        expected = whole.get(self.checksum.member)
+        known = found.get(self.checksum.member, expected)
+        return bool(found["ContentLength"] == size and known == expected)
+
+    def _abort(self, upload: str) -> None:
+        try:
+            with translated("AbortMultipartUpload", self.target.bucket, self.target.key):
+                self.uploader.client.abort_multipart_upload(UploadId=upload, **self.target.place)
+        except S3DCPError as error:
+            _log.error(
+                "parts of a failed upload stay behind at s3://%s/%s, upload %s: %s",
+                self.target.bucket,
+                self.target.key,
+                upload,
+                error,
+            )
+
+
+def _rest(source: BlockSource, part_size: int) -> Iterator[Blocks]:
+    while len(part := Blocks(source.take(part_size))):
+        yield part
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
