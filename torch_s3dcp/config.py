@@ -70,8 +70,7 @@ class S3ClientConfig:
         storage_class: Storage class of what is written, such as ``STANDARD_IA``.
         server_side_encryption: ``AES256``, ``aws:kms`` or ``aws:kms:dsse``.
         sse_kms_key_id: Key for the two KMS modes.
-        checksum_algorithm: Checksum that the server verifies on uploads. CRC64NVME and
-            CRC32C need the extra ``torch_s3dcp[crt]``.
+        checksum_algorithm: Checksum that the server verifies on uploads; None: CRC64NVME.
         presigned_reads: Ask for further ranges of an object by a URL that was signed once, which
             takes a fraction of the CPU time. Where a server refuses such URLs (some bucket policies
             do), it is asked in the ordinary way.

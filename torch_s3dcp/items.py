@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
+# Smaller tensors are copied: torch.save's many writes cost more when they are kept apart.
+_SMALL = 64 * 1024
+
+
 def storage_view(tensor: torch.Tensor) -> memoryview:
     """The bytes of the storage behind a CPU tensor, without a copy."""
     storage = tensor.untyped_storage()
@@ -39,9 +43,17 @@ def to_stored_form(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach().cpu()
     if tensor.layout is not torch.strided:
         return tensor
-    if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size():
-        tensor = tensor.clone()
-    return tensor
+    size = tensor.numel() * tensor.element_size()
+    if tensor.untyped_storage().nbytes() == size:
+        return tensor
+    flagged = tensor.is_conj() or tensor.is_neg()
+    if not size or flagged or not tensor.is_contiguous() or not _is_plain(tensor):
+        return tensor.clone()
+    # The same memory as a storage of its own: shards are often views of one large tensor.
+    begin = tensor.storage_offset() * tensor.element_size()
+    memory = storage_view(tensor)[begin : begin + size]
+    own = torch.frombuffer(memory, dtype=torch.uint8).view(tensor.dtype)
+    return own.as_strided(tensor.size(), tensor.stride())
 
 
 def serialize_tensor(
@@ -56,6 +68,10 @@ def serialize_tensor(
         tensor: On the CPU, as :func:`to_stored_form` gives it.
         extensions: Transformations to apply, the last one first, as torch does.
     """
+    if not extensions and tensor.numel() * tensor.element_size() < _SMALL:
+        whole = io.BytesIO()
+        torch.save(tensor, whole)
+        return [whole.getbuffer()]
     sink = SegmentSink(_stable_memory(tensor) if not extensions else None)
     output = _transformed(sink, extensions)
     torch.save(tensor, output)
@@ -192,10 +208,17 @@ def copy_into(target: torch.Tensor, source: torch.Tensor) -> None:
 
 def _stable_memory(tensor: torch.Tensor) -> Buffer | None:
     """The memory that torch.save will hand out unchanged, where there is such memory."""
-    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
-    if not plain or tensor.is_quantized or tensor.device.type != "cpu":
-        return None
-    return storage_view(tensor)
+    return storage_view(tensor) if _is_plain(tensor) else None
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is strided, on the CPU, and of no special kind."""
+    return (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+    )
 
 
 class _KeepOpen(io.RawIOBase):

@@ -168,9 +168,21 @@ def test_a_subclass_is_stored_as_torch_does() -> None:
         assert bits(loaded(joined(subclass()))) == bits(torch.arange(6.0))
 
 
-@pytest.mark.parametrize("name", ["big", "transposed", "channels last", "parameter", "negated"])
+LARGE = {
+    "whole": lambda: torch.randn(300, 400),
+    "transposed": lambda: torch.randn(300, 400).t(),
+    "channels last": lambda: torch.randn(4, 3, 100, 100).to(memory_format=torch.channels_last),
+    "parameter": lambda: torch.nn.Parameter(torch.randn(300, 400)),
+    "negated": lambda: torch._neg_view(torch.randn(300, 400)),
+    "rows": lambda: to_stored_form(torch.randn(900, 400)[300:600]),
+    "rows of bfloat16": lambda: to_stored_form(torch.randn(900, 400).bfloat16()[1:600]),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
 def test_the_data_is_not_copied(name: str) -> None:
-    tensor = VIEWS[name]()
+    tensor = LARGE[name]()
+    assert joined(tensor) == saved(tensor)
     storage = tensor.untyped_storage()
     blocks = serialize_tensor(tensor)
     places = [address_of(block) for block in blocks]
@@ -180,10 +192,20 @@ def test_the_data_is_not_copied(name: str) -> None:
 
 
 def test_a_change_before_the_upload_shows_through() -> None:
-    tensor = torch.zeros(1000)
+    tensor = torch.zeros(50_000)
     blocks = serialize_tensor(tensor)
     tensor.fill_(7)
-    assert torch.equal(loaded(b"".join(blocks)), torch.full((1000,), 7.0))
+    assert torch.equal(loaded(b"".join(blocks)), torch.full((50_000,), 7.0))
+
+
+def test_rows_of_a_larger_tensor_are_stored_from_where_they_lie() -> None:
+    whole = torch.randn(900, 400)
+    stored = to_stored_form(whole[300:600])
+    assert stored.data_ptr() == whole[300:].data_ptr()
+    assert joined(stored) == saved(whole[300:600].clone())
+    del whole
+    torch.zeros(900, 400).fill_(9.0)
+    assert torch.equal(loaded(joined(stored)), stored)
 
 
 def test_blocks_keep_the_data_alive() -> None:
