@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.storage import WriteResult
 
 from .checkpoint_metadata import METADATA_NAME, data_paths, dump_metadata, load_metadata
+from .collector import CollectorPause
 from .exceptions import (
     AccessDeniedError,
     BucketNotFoundError,
@@ -89,7 +90,8 @@ class Commit:
         """
         new = data_paths(metadata)
         try:
-            data = dump_metadata(metadata)
+            with CollectorPause():
+                data = dump_metadata(metadata)
             # What is saved must be loadable without running code from it.
             load_metadata(data)
             obsolete, unreadable = self._owned_before()
