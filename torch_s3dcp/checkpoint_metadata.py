@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -70,6 +70,16 @@ def stored_item(info: Any) -> StoredItem:
     transforms = tuple(getattr(info, "transform_descriptors", None) or ())
     span = ItemRange(info.offset, info.offset + info.length)
     return StoredItem(str(info.relative_path), span, transforms)
+
+
+def described_items(metadata: dcp.Metadata) -> Iterator[dcp.MetadataIndex]:
+    """All items that a checkpoint must store to be what its metadata says."""
+    for name, about in metadata.state_dict_metadata.items():
+        if isinstance(about, dcp.TensorStorageMetadata):
+            for chunk in about.chunks:
+                yield dcp.MetadataIndex(name, chunk.offsets)
+        else:
+            yield dcp.MetadataIndex(name)
 
 
 def data_paths(metadata: dcp.Metadata) -> frozenset[str]:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import torch
+from torch.utils.serialization import config
 
 from ._torch import ExtensionRegistry, StreamTransformExtension
 from .envelopes import Envelope
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 # Archives of 4 GiB and more are laid out in another way.
 _ZIP64 = 2**32 - 2**20
 _MOST_ENVELOPES = 4096
-_ENVELOPES: dict[tuple[torch.dtype, torch.Size, tuple[int, ...]], Envelope] = {}
+_ENVELOPES: dict[tuple[Any, ...], Envelope] = {}
 
 
 def storage_view(tensor: torch.Tensor) -> memoryview:
@@ -83,7 +84,8 @@ def serialize_tensor(
 
 def _in_envelope(tensor: torch.Tensor) -> list[memoryview]:
     """The bytes of ``torch.save``, which runs for the first tensor of a kind only."""
-    kind = (tensor.dtype, tensor.size(), tensor.stride())
+    alignment = getattr(config.save, "storage_alignment", None)
+    kind = (tensor.dtype, tensor.size(), tensor.stride(), alignment)
     data = storage_view(tensor)
     envelope = _ENVELOPES.get(kind)
     if envelope is not None:
@@ -92,10 +94,10 @@ def _in_envelope(tensor: torch.Tensor) -> list[memoryview]:
     sink = SegmentSink(data)
     torch.save(tensor, cast("IO[bytes]", sink))
     blocks = sink.segments
-    (place,) = (
-        n for n, block in enumerate(blocks) if len(block) == len(data) and block.obj is data.obj
-    )
-    header, trailer = b"".join(blocks[:place]), b"".join(blocks[place + 1 :])
+    places = [n for n, block in enumerate(blocks) if block.obj is data.obj]
+    if len(places) != 1 or len(blocks[places[0]]) != len(data):
+        return blocks
+    header, trailer = b"".join(blocks[: places[0]]), b"".join(blocks[places[0] + 1 :])
     learned = Envelope.around(header, trailer, len(data))
     if learned is not None and len(_ENVELOPES) < _MOST_ENVELOPES:
         _ENVELOPES[kind] = learned
@@ -107,6 +109,7 @@ def _is_mouldable(tensor: torch.Tensor) -> bool:
     size = tensor.numel() * tensor.element_size()
     return (
         type(tensor) is torch.Tensor
+        and torch.serialization.get_crc32_options()
         and _is_plain(tensor)
         and not (tensor.requires_grad or tensor.is_conj() or tensor.is_neg() or vars(tensor))
         and 0 < size == tensor.untyped_storage().nbytes() < _ZIP64

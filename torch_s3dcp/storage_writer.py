@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from ._torch import StreamTransformExtension, agent_for, global_rank
-from .checkpoint_metadata import METADATA_NAME, metadata_name
+from .checkpoint_metadata import METADATA_NAME, described_items, metadata_name
 from .commit import Commit, begin_commit
 from .config import S3ClientConfig, check_config
 from .exceptions import CheckpointExistsError, ConfigurationError, InvalidCheckpointError
@@ -263,8 +263,8 @@ class S3StorageWriter(StorageWriter):
             CommitConflictError: Another save got there first. Nothing of it was touched.
             CommitUnknownError: The server did not say whether the commit landed.
             ConfigurationError: The ranks saved to different places, or this step came too early.
-            InvalidCheckpointError: Two ranks wrote one item, or the metadata holds something
-                that a load would refuse.
+            InvalidCheckpointError: Two ranks wrote one item, or none did, or the metadata holds
+                something that a load would refuse.
             StorageError: The commit was refused; the previous checkpoint is untouched.
         """
         run = self._under_way("finish")
@@ -287,6 +287,13 @@ class S3StorageWriter(StorageWriter):
                     tensor=result.index.fqn,
                 )
             storage_data[result.index] = result.storage_data
+        missing = next((i for i in described_items(metadata) if i not in storage_data), None)
+        if missing is not None:
+            run.commit.give_up(results)
+            raise InvalidCheckpointError(
+                "no rank wrote this item, though the plan of the save lists it",
+                tensor=missing.fqn,
+            )
         metadata.storage_data = storage_data
         metadata.storage_meta = StorageMeta(checkpoint_id=str(run.uri), save_id=run.save_id)
         metadata.version = _FORMAT_VERSION

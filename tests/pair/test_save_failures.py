@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import threading
 import time
@@ -16,6 +17,7 @@ from support.transports import MUTATIONS, Call, Tap
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import WriteItem
 
+from torch_s3dcp import S3StorageWriter
 from torch_s3dcp.exceptions import (
     AccessDeniedError,
     ConfigurationError,
@@ -258,3 +260,22 @@ def test_a_save_after_a_failed_one_through_the_same_writer(memory: Place) -> Non
         dcp.save(model(2), storage_writer=writer)
     assert_same(memory.load(blank(model(2)), "run"), model(2))
     assert [call.operation for call in tap.of(*MUTATIONS)] == ["upload", "delete", "upload", "put"]
+
+
+class ForgetsOne(S3StorageWriter):
+    """Does not write the last item of its plan, and says nothing."""
+
+    def write_data(self, plan: dcp.SavePlan, planner: dcp.SavePlanner) -> Any:
+        return super().write_data(dataclasses.replace(plan, items=plan.items[:-1]), planner)
+
+
+def test_an_item_that_nobody_wrote_is_not_committed(memory: Place) -> None:
+    memory.save(model(1), "run")
+    before = {key: memory.read(key) for key in memory.listing()}
+    writer = ForgetsOne(memory.url("run"), transport=memory.transport)
+    with quiet():
+        error = sole_error(lambda: dcp.save(model(2), storage_writer=writer))
+    assert isinstance(error, InvalidCheckpointError)
+    assert "no rank wrote" in str(error)
+    assert error.context["tensor"] == "x7"
+    assert {key: memory.read(key) for key in memory.listing()} == before

@@ -88,6 +88,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
         "boto3",
         "botocore",
         "s3transfer",
+        "awscrt",
         "urllib3",
         "numpy",
     }
