@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import os
-import re
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from torch_s3dcp import available_readers
 
 from .cases import make_cases
 from .checkpoints import write_checkpoint
+from .commands import (
+    installed,
+    memory_folder,
+    module_for,
+    pick,
+    torch_version,
+    write_json,
+)
 from .measure import machine, run_json
 from .servers import BUCKET, PREFIX, SERVERS, serve
 from .tables import GB, median_row, show
 
-PEERS = os.environ.get("TORCH_S3DCP_PEERS_PYTHON", ".venv-peers/bin/python")
 _PEERS = (
     "s3torchconnector:dcp_optimized",
     "s3torchconnector:range_based",
@@ -73,9 +74,8 @@ def main(about: str | None, arguments: Sequence[str] | None = None, /, **default
         raise SystemExit("--delay and --bandwidth need --server static or https")
     systems = chosen_systems(options.systems)
     tables = []
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     for case in options.case:
-        with tempfile.TemporaryDirectory(dir=memory) as name:
+        with tempfile.TemporaryDirectory(dir=memory_folder()) as name:
             folder = Path(name)
             write_checkpoint(case, folder / BUCKET / PREFIX, tiny=options.tiny)
             for delay, bandwidth in itertools.product(options.delay, options.bandwidth):
@@ -89,10 +89,7 @@ def main(about: str | None, arguments: Sequence[str] | None = None, /, **default
                     options.tiny,
                 )
                 tables.append(compare(setting, systems, folder))
-    if options.json:
-        options.json.write_text(
-            json.dumps({"machine": machine(), "torch": _torch(), "tables": tables}, indent=1)
-        )
+    write_json(options.json, tables)
 
 
 def parser_of(about: str | None, defaults: dict[str, Any]) -> argparse.ArgumentParser:
@@ -118,18 +115,8 @@ def parser_of(about: str | None, defaults: dict[str, Any]) -> argparse.ArgumentP
 
 def chosen_systems(wanted: Sequence[str] | None) -> list[str]:
     """The systems of these names, where ``ours`` stands for all of ours; None: all there are."""
-    peers = list(_PEERS)
-    if not Path(PEERS).exists():
-        print(f"no interpreter {PEERS}: `make peers` installs the other packages")
-        peers = []
     ours = [f"ours:{name}" for name in available_readers()]
-    known = [*ours, *peers, "filesystem", "floor"]
-    if wanted is None:
-        return known
-    chosen: list[str] = []
-    for name in wanted:
-        chosen += [name] if ":" in name else [s for s in known if s.partition(":")[0] == name]
-    return chosen
+    return pick(wanted, [*ours, *installed(_PEERS), "filesystem", "floor"])
 
 
 def compare(setting: Setting, systems: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -143,7 +130,9 @@ def compare(setting: Setting, systems: Sequence[str], folder: Path) -> dict[str,
     rows = [median_row(system, runs) for system, runs in results.items()]
     needed = next(iter(results.values()))[0]["needed"]
     title = setting.title(needed)
-    show(rows, f"{title}; medians of {setting.rounds}\nmachine {machine()}, torch {_torch()}")
+    show(
+        rows, f"{title}; medians of {setting.rounds}\nmachine {machine()}, torch {torch_version()}"
+    )
     return {"title": title, "setting": vars(setting), "rows": rows, "runs": results}
 
 
@@ -151,12 +140,7 @@ def run_child(
     system: str, setting: Setting, folder: Path, environment: dict[str, str]
 ) -> dict[str, Any]:
     """One load in a fresh process."""
-    peer = system.partition(":")[0] in ("s3torchconnector", "fsspec")
-    command = [PEERS if peer else sys.executable, "-W", "ignore", "-m", "benchmarks.child"]
+    command = module_for(system, "benchmarks.child")
     command += [system, setting.case, f"s3://{BUCKET}/{PREFIX}", str(folder / BUCKET / PREFIX)]
     command += ["--tiny"] * setting.tiny + ["--cold"] * setting.cold
     return run_json(system, command, environment)
-
-
-def _torch() -> str:
-    return re.sub(r"[+].*", "", torch.__version__)

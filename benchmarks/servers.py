@@ -1,4 +1,4 @@
-"""The servers that loads are measured against, and the environment that reaches them."""
+"""The servers that are measured against, and the environment that reaches them."""
 
 from __future__ import annotations
 
@@ -33,20 +33,35 @@ def static_server(
     folder: Path, delay: float = 0.0, tls: bool = False, bandwidth: float = 0.0
 ) -> Iterator[dict[str, str]]:
     """The static range server in a process of its own."""
-    arguments = [sys.executable, "-m", "benchmarks.static_server", str(folder)]
+    arguments = ["benchmarks.static_server", str(folder)]
     arguments += ["--delay", str(delay), "--bandwidth", str(bandwidth)]
+    with _own_server(arguments, folder if tls else None) as environment:
+        yield environment
+
+
+@contextlib.contextmanager
+def sink_server(folder: Path, tls: bool = False) -> Iterator[dict[str, str]]:
+    """The sink in a process of its own; the folder is for the certificate."""
+    with _own_server(["benchmarks.sink_server"], folder if tls else None) as environment:
+        yield environment
+
+
+@contextlib.contextmanager
+def _own_server(arguments: list[str], certified: Path | None) -> Iterator[dict[str, str]]:
+    """A module that serves, with TLS if there is a folder for a certificate."""
+    command = [sys.executable, "-m", *arguments]
     environment = {
         "AWS_ACCESS_KEY_ID": "any",
         "AWS_SECRET_ACCESS_KEY": "any",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-    if tls:
-        certificate, key = make_certificate(folder)
-        arguments += ["--tls", str(certificate), str(key)]
+    if certified:
+        certificate, key = make_certificate(certified)
+        command += ["--tls", str(certificate), str(key)]
         environment |= {"AWS_CA_BUNDLE": str(certificate), "SSL_CERT_FILE": str(certificate)}
     pipe = subprocess.PIPE
-    with subprocess.Popen(arguments, stdin=pipe, stdout=pipe, text=True) as process:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         try:
             assert process.stdout is not None
             yield environment | {"AWS_ENDPOINT_URL": process.stdout.readline().strip()}

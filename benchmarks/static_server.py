@@ -19,14 +19,14 @@ import os
 import re
 import socket
 import ssl
-import sys
-import threading
 import time
 import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from .listening import Incoming, add_tls, listen, tls_context
 
 _RANGE = re.compile(rb"\r\nrange: bytes=(\d+)-(\d*)", re.IGNORECASE)
 # How often a throttled answer goes on.
@@ -48,39 +48,20 @@ class Settings:
 
 
 def serve(settings: Settings) -> None:
-    """Serve until the process ends."""
+    """Serve until standard input ends."""
     if settings.tls:
         # Before the first request, which would pay for it, and only once.
         for path in settings.folder.rglob("*"):
             if path.is_file() and path.stat().st_size:
                 _mapped(path)
-    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-    scheme = "https" if settings.tls else "http"
-    print(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}", flush=True)
-    while True:
-        connection, _ = listener.accept()
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        arguments = (connection, settings)
-        threading.Thread(target=_serve_connection, args=arguments, daemon=True).start()
 
+    def serve_connection(connection: socket.socket, incoming: Incoming) -> None:
+        while True:
+            request = incoming.head()
+            time.sleep(settings.delay)
+            _answer(connection, request, settings)
 
-def _serve_connection(connection: socket.socket, settings: Settings) -> None:
-    try:
-        if settings.tls:
-            connection = settings.tls.wrap_socket(connection, server_side=True)
-        with connection:
-            pending = b""
-            while True:
-                while b"\r\n\r\n" not in pending:
-                    block = connection.recv(65536)
-                    if not block:
-                        return
-                    pending += block
-                request, _, pending = pending.partition(b"\r\n\r\n")
-                time.sleep(settings.delay)
-                _answer(connection, request, settings)
-    except OSError:
-        return  # the client has gone
+    listen(serve_connection, settings.tls)
 
 
 def _answer(connection: socket.socket, request: bytes, settings: Settings) -> None:
@@ -142,26 +123,17 @@ def _pace(start: int, end: int, bandwidth: float, send: Callable[[int, int], obj
         time.sleep(max(0.0, due - time.monotonic()))
 
 
-def _end_with_input() -> None:
-    sys.stdin.read()
-    os._exit(0)
-
-
 def main() -> None:
     """Parse the command line and serve."""
     parser = argparse.ArgumentParser(description="A fast static range server on loopback.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"))
+    add_tls(parser)
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument(
         "--bandwidth", type=float, default=0.0, help="bytes per second of each connection"
     )
     options = parser.parse_args()
-    context = None
-    if options.tls:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*options.tls)
-    threading.Thread(target=_end_with_input, daemon=True).start()
+    context = tls_context(options.tls)
     serve(Settings(options.folder, context, options.delay, options.bandwidth))
 
 

@@ -7,9 +7,7 @@ packages, so packages are imported when a system is made.
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +17,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from .cases import State
-from .sockets import connect, receive
+from .sockets import in_threads, receive
 
 _PART = 32 * 2**20
 _METADATA = ".metadata"
@@ -165,24 +163,12 @@ class Floor:
         """A connection for each thread costs next to nothing here."""
 
     def load(self, _: State) -> dict[str, int]:
-        self._left = iter(self._parts)
-        self._lock = threading.Lock()
-        with ThreadPoolExecutor(8) as pool:
-            for done in [pool.submit(self._run) for _ in range(8)]:
-                done.result()
+        in_threads(self._parts[0][0], self._parts, self._receive)
         read = sum(len(memory) for _, _, memory in self._parts)
         return {"requests": len(self._parts), "read": read}
 
-    def _run(self) -> None:
-        connection: socket.socket | None = None
-        while True:
-            with self._lock:
-                part = next(self._left, None)
-            if part is None:
-                return
-            url, start, memory = part
-            connection = connection or connect(url)
-            receive(connection, url, start, memory)
+    def _receive(self, connection: socket.socket, part: tuple[str, int, memoryview]) -> None:
+        receive(connection, *part)
 
 
 SYSTEMS: dict[str, Callable[[str, Place], System]] = {

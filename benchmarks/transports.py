@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .compare import PEERS
+from .commands import PEERS, memory_folder
 from .measure import machine, run_json
 from .servers import BUCKET, PREFIX, SERVERS, serve
 from .tables import GB
@@ -62,8 +62,7 @@ def compare(
     server: str, candidates: dict[str, str], rounds: int, size: int
 ) -> dict[str, list[dict[str, float]]]:
     """All runs of all candidates, with one server and an object of ``size`` bytes, in turns."""
-    memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    with tempfile.TemporaryDirectory(dir=memory) as path:
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as path:
         folder = Path(path)
         file = folder / BUCKET / PREFIX / NAME
         file.parent.mkdir(parents=True)

@@ -16,6 +16,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / os.environ.get("TORCH_S3DCP_PEERS_PYTHON", ".venv-peers/bin/python")
 pytestmark = pytest.mark.slow
+SEAWEED = pytest.param("seaweed", marks=pytest.mark.server)
 
 Run = Callable[..., list[dict[str, Any]]]
 
@@ -73,6 +74,73 @@ def test_other_packages(run: Run) -> None:
     assert [row["system"] for row in table["rows"]] == systems
 
 
+@pytest.mark.parametrize("server", [SEAWEED, "sink", "https-sink"])
+def test_saves(run: Run, server: str) -> None:
+    systems = ["ours", "ours:4", "filesystem", "floor"]
+    tables = run("save", "--server", server, "--case", "full", "small", "--systems", *systems)
+    assert [table["setting"]["case"] for table in tables] == ["full", "small"]
+    for table in tables:
+        assert [row["system"] for row in table["rows"]] == systems
+        for system in systems[:3]:
+            (measured,) = table["runs"][system]
+            assert measured["sent"] > measured["needed"] > 0
+
+
+@pytest.mark.peers
+@pytest.mark.skipif(not PEERS.exists(), reason="`make peers` was not run")
+@pytest.mark.parametrize(
+    "server", [pytest.param("seaweed", marks=pytest.mark.server), "https-sink"]
+)
+def test_saves_of_other_packages(run: Run, server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    systems = [*(f"s3torchconnector:{threads}" for threads in (1, 4, 8)), "fsspec"]
+    (table,) = run("save", "--server", server, "--systems", "s3torchconnector", "fsspec")
+    able = systems if server == "seaweed" else systems[:-1]
+    assert [row["system"] for row in table["rows"]] == able
+    assert ("left out: fsspec" in capsys.readouterr().out) == (able != systems)
+
+
+def test_a_save_of_something_else_ends_the_run(run: Run, tmp_path: Path) -> None:
+    from benchmarks.cases import make_cases
+    from benchmarks.checkpoints import save_by_one
+    from benchmarks.save_places import check_files
+
+    case = make_cases(tiny=True)["small"]
+    state = case.saved()
+    save_by_one(state, tmp_path / "right", 1)
+    assert check_files(case, tmp_path / "right") > 0
+    state["tensor.00001"][3] += 1
+    save_by_one(state, tmp_path / "wrong", 1)
+    with pytest.raises(SystemExit, match=r"tensor\.00001"):
+        check_files(case, tmp_path / "wrong")
+
+
+def test_bytes_that_do_not_arrive_end_the_run(run: Run, tmp_path: Path) -> None:
+    from benchmarks.cases import make_cases
+    from benchmarks.checkpoints import save_by_one
+    from benchmarks.save_places import Sink
+    from benchmarks.servers import sink_server
+
+    case = make_cases(tiny=True)["small"]
+    save_by_one(case.saved(), tmp_path, 1)
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    (name,) = files.keys() - {".metadata"}
+    with sink_server(tmp_path) as environment:
+        places = Sink(environment)
+
+        def check(*puts: tuple[str, bytes]) -> int:
+            bucket, prefix = places.new().removeprefix("s3://").split("/")
+            for key, data in puts:
+                places.client.put_object(Bucket=bucket, Key=f"{prefix}/{key}", Body=data)
+            return places.check(case)
+
+        metadata, data = (".metadata", files[".metadata"]), (name, files[name])
+        assert check(data, metadata) == sum(map(len, files.values()))
+        with pytest.raises(SystemExit, match=name):
+            check((name, files[name][:-1]), metadata)
+        with pytest.raises(SystemExit, match="were received"):
+            check(data, data, metadata)
+
+
 def test_a_delay_needs_a_server_that_can_wait(run: Run) -> None:
     with pytest.raises(SystemExit, match="--delay"):
         run("load", "--delay", "0.1")
@@ -86,6 +154,14 @@ def test_a_name_stands_for_all_of_its_systems(run: Run) -> None:
     assert chosen_systems(["floor", "ours"]) == ["floor", *ours]
     assert chosen_systems(["ours:direct"]) == ["ours:direct"]
     assert set(chosen_systems(None)) >= {*ours, "filesystem", "floor"}
+
+
+def test_a_name_that_is_a_system_stands_for_itself(run: Run) -> None:
+    from benchmarks.save import chosen_systems
+
+    assert chosen_systems(["ours"], "sink") == ["ours"]
+    assert chosen_systems(["floor", "ours:4"], "sink") == ["floor", "ours:4"]
+    assert set(chosen_systems(None, "seaweed")) >= {"ours", "ours:4", "filesystem", "floor"}
 
 
 def test_a_wrong_byte_ends_the_run(run: Run) -> None:

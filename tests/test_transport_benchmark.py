@@ -57,7 +57,7 @@ def test_clients_of_the_other_environment(run: Run) -> None:
 def test_a_missing_package_is_left_out(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("benchmarks.compare.PEERS", "no/such/python")
+    monkeypatch.setattr("benchmarks.commands.PEERS", "no/such/python")
     rows = run("static", "sockets", "obstore")["static"]["rows"]
     assert [row["candidate"] for row in rows] == ["sockets"]
     assert "left out: obstore" in capsys.readouterr().out
