@@ -49,8 +49,8 @@ class S3ClientConfig:
     Args:
         throughput_target_gbps: Accepted for s3torchconnector's sake. Concurrency here is
             set by ``max_concurrency``.
-        part_size: Preferred size in bytes of an upload's parts, 5 MiB to 5 GiB. It grows
-            where an object would need more than 10,000 parts.
+        part_size: Preferred size in bytes of an upload's parts, 5 MiB to 5 GiB; None: 8 to 32 MiB,
+            by the object's size. It grows where an object would need more than 10,000 parts.
         unsigned: Send requests without a signature (public buckets).
         force_path_style: Address buckets as ``endpoint/bucket`` rather than by host name.
         max_attempts: How often a request is tried in all, at least 1.
@@ -82,7 +82,7 @@ class S3ClientConfig:
     """
 
     throughput_target_gbps: float = 10.0
-    part_size: int = 8 * _MIB
+    part_size: int | None = None
     unsigned: bool = False
     force_path_style: bool = False
     max_attempts: int = 10
@@ -109,7 +109,8 @@ class S3ClientConfig:
         _of_kind(self, (str, type(None)), "sse_kms_key_id")
         _of_kind(self, (S3Credentials, type(None)), "credentials")
         _positive(self, "throughput_target_gbps", "connect_timeout", "read_timeout")
-        _whole(self, "part_size", 5 * _MIB, 5 * 1024 * _MIB)
+        if self.part_size is not None:
+            _whole(self, "part_size", 5 * _MIB, 5 * 1024 * _MIB)
         _whole(self, "max_attempts", 1, 1000)
         _whole(self, "initial_concurrency", 1, 10_000)
         _whole(self, "max_concurrency", 1, 10_000)

@@ -17,12 +17,24 @@ MAX_PARTS = 10_000
 _PLANNED_PARTS = MAX_PARTS // 2
 
 
-def part_size_for(expected_size: int, preferred: int) -> int:
+# Each request costs CPU time; but many connections are to have something to do.
+_SMALLEST = 8 * MIB
+_LARGEST = 32 * MIB
+_SHARES = 16
+
+
+def preferred_part_size(expected_size: int) -> int:
+    """Part size in bytes that suits an object of about ``expected_size`` bytes: 8 to 32 MiB."""
+    share = -(-expected_size // _SHARES)
+    return min(max(-(-share // MIB) * MIB, _SMALLEST), _LARGEST)
+
+
+def part_size_for(expected_size: int, preferred: int | None = None) -> int:
     """Part size in bytes with which an object of about ``expected_size`` bytes fits.
 
-    The preferred size wherever it suffices, else the smallest multiple of a MiB with which
-    twice the expected size still needs at most 10,000 parts. Beyond 24.4 TiB even the
-    largest parts leave a smaller reserve.
+    The preferred size (None: one that suits) wherever it suffices, else the smallest multiple
+    of a MiB with which twice the expected size still needs at most 10,000 parts. Beyond 24.4 TiB
+    even the largest parts leave a smaller reserve.
 
     Raises:
         ConfigurationError: The object is larger than 10,000 parts of 5 GiB (48.8 TiB).
@@ -32,6 +44,8 @@ def part_size_for(expected_size: int, preferred: int) -> int:
             f"an object of {expected_size} bytes is too large for S3; save with a larger "
             "thread_count so that it is cut into more files"
         )
+    if preferred is None:
+        preferred = preferred_part_size(expected_size)
     if expected_size <= preferred * _PLANNED_PARTS:
         return preferred
     needed = -(-expected_size // _PLANNED_PARTS)

@@ -30,7 +30,7 @@ def credentials() -> S3Credentials:
 def test_the_defaults_are_those_of_the_reference() -> None:
     reference = {
         "throughput_target_gbps": 10.0,
-        "part_size": 8 * MIB,
+        "part_size": None,
         "unsigned": False,
         "force_path_style": False,
         "max_attempts": 10,
@@ -60,7 +60,7 @@ def test_what_goes_beyond_the_reference_is_off_until_asked_for() -> None:
 
 BAD: list[tuple[str, Any]] = [
     *(("part_size", value) for value in (0, -1, 5 * MIB - 1, 5 * 1024 * MIB + 1, 8e6, "8", True)),
-    *(("part_size", value) for value in (None, math.nan, math.inf)),
+    *(("part_size", value) for value in (math.nan, math.inf)),
     *(("max_attempts", value) for value in (0, -3, 1001, 2.0, "3", None, True)),
     *(("max_concurrency", value) for value in (0, -1, 10_001, 1.5, "16", None, True)),
     *(("memory_budget", value) for value in (0, -1, 16 * MIB - 1, 1e9, "1G", None, True)),

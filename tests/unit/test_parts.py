@@ -85,3 +85,15 @@ def test_beyond_48_8_tib_the_message_says_what_to_do(size: int, preferred: int) 
 )
 def test_examples(size: int, preferred: int, expected: int) -> None:
     assert part_size_for(size, preferred) == expected
+
+
+@given(st.integers(0, 48 * 1024**4))
+def test_without_a_preference_parts_are_of_a_size_that_suits(size: int) -> None:
+    part_size = part_size_for(size)
+    assert 8 * MIB <= part_size <= MOST
+    assert parts_of(size, part_size) <= PARTS
+    if 16 * 8 * MIB <= size <= 16 * 32 * MIB:
+        assert parts_of(size, part_size) in (15, 16)
+    if size <= 32 * MIB * PARTS // 2:
+        assert part_size <= 32 * MIB
+    assert part_size_for(size, part_size) == part_size

@@ -234,7 +234,8 @@ class BotoTransport:
                 return
             # A copy in parts takes nothing over but the bytes.
             options["Metadata"] = info.metadata
-            manager = uploader_for(self.client, self.config, self.config.part_size)
+            part_size = part_size_for(info.size, self.config.part_size)
+            manager = uploader_for(self.client, self.config, part_size)
             try:
                 manager.copy(source, dst_bucket, dst_key, extra_args=options).result()
             except S3CopyFailedError as error:
