@@ -14,7 +14,6 @@ from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 
 from ._torch import StorageInfo, StreamTransformExtension
-from .collector import CollectorPause
 from .exceptions import BucketNotFoundError, S3DCPError
 from .items import descriptors_of, serialize_bytes, serialize_tensor, to_stored_form
 from .segments import SegmentStream
@@ -51,14 +50,12 @@ class _StoppableStream(SegmentStream):
     def read(self, size: int | None = -1, /) -> bytes:
         if self._stop.is_set():
             raise _Cancelled
-        with CollectorPause():
-            return super().read(size)
+        return super().read(size)
 
     def take(self, size: int) -> list[memoryview]:
         if self._stop.is_set():
             raise _Cancelled
-        with CollectorPause():
-            return super().take(size)
+        return super().take(size)
 
 
 def take_address(place: Any, base: S3URI) -> str | None:

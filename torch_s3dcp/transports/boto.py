@@ -182,11 +182,14 @@ class BotoTransport:
     ) -> None:
         size = _UNKNOWN_SIZE if expected_size is None else expected_size
         part_size = part_size_for(size, self.config.part_size)
-        checksum = combinable(self.config.checksum_algorithm)
+        algorithm = self.config.checksum_algorithm
+        checksum = combinable(algorithm)
         if expected_size is None or checksum is None:
             self._transfer(bucket, key, stream, expected_size, part_size, storage_class)
             return
         storing = self._storing(storage_class, checksum=False)
+        if algorithm is None and not self._checks_uploads():
+            checksum = None
         source = stream if isinstance(stream, BlockSource) else _Source(stream)
         part_uploader(self.client, self.config).upload(
             bucket,
@@ -311,6 +314,11 @@ class BotoTransport:
         if at > info.size:
             raise too_short(info, at, at)
         return ObjectBody(io.BytesIO(), info, at, at)
+
+    def _checks_uploads(self) -> bool:
+        """Whether the user's settings leave checksums on where S3 does not ask for them."""
+        chosen = getattr(self.client.meta.config, "request_checksum_calculation", None)
+        return chosen != "when_required"
 
     def _payer(self) -> dict[str, Any]:
         return {"RequestPayer": "requester"} if self.config.requester_pays else {}

@@ -155,15 +155,12 @@ def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> tupl
     """A new client, and whether it found credentials: without them it is not worth keeping."""
     core = None if config.session else botocore.session.Session(profile=config.profile)
     session = config.session or boto3.Session(botocore_session=core)
-    # Bodies come with a checksum. To hash them with SHA-256 too, for the signature, costs more
-    # CPU time than all the rest.
-    s3: dict[str, Any] = {"payload_signing_enabled": False}
-    options: dict[str, Any] = {"s3": s3}
+    options: dict[str, Any] = {}
     keys: dict[str, Any] = {}
     if config.unsigned:
         options["signature_version"] = UNSIGNED
     if config.force_path_style:
-        s3["addressing_style"] = "path"
+        options["s3"] = {"addressing_style": "path"}
     if config.credentials is not None:
         given = config.credentials
         keys = {

@@ -188,14 +188,29 @@ def _exchange(
     blocks: Any = body if body is None else iter(body)
     try:
         connection.request(method, target, body=blocks, headers=dict(headers))
-    except (BrokenPipeError, ConnectionResetError) as error:
+    except (BrokenPipeError, ConnectionResetError, TimeoutError):
         # A server that refuses a request need not wait for its end.
-        try:
-            return connection.sock, connection.getresponse()
-        except (OSError, http.client.HTTPException):
-            raise error from None
+        refusal = _early_refusal(connection)
+        if refusal is None:
+            raise
+        return connection.sock, refusal
     plain = connection.sock  # after "Connection: close" http.client forgets it
     return plain, connection.getresponse()
+
+
+def _early_refusal(connection: http.client.HTTPConnection) -> http.client.HTTPResponse | None:
+    """The answer to a request that could not be sent whole, where there is one."""
+    waiting: Any = connection.sock
+    if waiting is None or not wait_for_read(waiting, timeout=0):
+        return None
+    try:
+        answer = connection.getresponse()
+    except (OSError, http.client.HTTPException):
+        return None
+    # "Request timeout" is what some servers say before they close an idle connection; and what
+    # was not sent whole cannot have succeeded.
+    refused = answer.status >= http.client.BAD_REQUEST
+    return answer if refused and answer.status != http.client.REQUEST_TIMEOUT else None
 
 
 def _dropped(connection: http.client.HTTPConnection) -> bool:

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from botocore.awsrequest import AWSResponse
+from botocore.config import Config
 from botocore.exceptions import (
     ConnectionClosedError,
     ConnectTimeoutError,
@@ -77,6 +78,7 @@ class BotocoreExchange:
         handler: Any = self.exchange
         for operation in ("GetObject", "PutObject", "UploadPart"):
             client.meta.events.register(f"before-send.s3.{operation}", handler)
+            client.meta.events.register(f"before-sign.s3.{operation}", _unsigned_blocks)
 
     def exchange(self, request: AWSPreparedRequest, **_: Any) -> AWSResponse | None:
         """Handler of the event; None lets botocore send the request itself.
@@ -92,12 +94,29 @@ class BotocoreExchange:
         headers.pop("Expect", None)
         try:
             answer = self.connections.send(request.method, request.url, headers, body)
+            if answer is None:
+                return None
+            fields: Any = dict(answer.headers.items())
+            response = AWSResponse(request.url, answer.status, fields, answer.body)
+            if body is not None or answer.status >= http.client.MULTIPLE_CHOICES:
+                # Read here, as botocore does, so that it tries again where this breaks.
+                len(response.content)
         except (OSError, http.client.HTTPException) as error:
             raise _for_botocore(error, request.url.partition("?")[0]) from error
-        if answer is None:
-            return None
-        fields: Any = dict(answer.headers.items())
-        return AWSResponse(request.url, answer.status, fields, answer.body)
+        return response
+
+
+def _unsigned_blocks(request: Any, **_: Any) -> None:
+    """Leave bodies of blocks out of the signature, unless the user's settings say otherwise.
+
+    They carry a checksum. To hash them with SHA-256 too costs more CPU time than all the rest.
+    """
+    config = request.context.get("client_config")
+    s3 = (config.s3 if config is not None else None) or {}
+    checked = any(name.lower().startswith("x-amz-checksum-") for name in request.headers)
+    if isinstance(request.data, Blocks) and checked and "payload_signing_enabled" not in s3:
+        unsigned: Any = {**s3, "payload_signing_enabled": False}
+        request.context["client_config"] = (config or Config()).merge(Config(s3=unsigned))
 
 
 @dataclass

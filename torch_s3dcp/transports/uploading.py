@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from itertools import chain, count
+from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from botocore.exceptions import ClientError
 
-from ..exceptions import S3DCPError
+from ..exceptions import S3DCPError, StorageError
 from .blocks import Blocks
 from .checksums import Checksum
 from .errors import translated
@@ -116,7 +117,7 @@ class Uploader:
         source: BlockSource,
         *,
         part_size: int,
-        checksum: Checksum,
+        checksum: Checksum | None,
         options: Mapping[str, Any],
         storing: Mapping[str, Any],
     ) -> None:
@@ -127,16 +128,16 @@ class Uploader:
             BaseException: Whatever the source raised. Nothing stays behind then.
         """
         target = _Target(bucket, key, options, storing)
-        first = Blocks(source.take(part_size))
-        second = Blocks(source.take(part_size) if len(first) == part_size else [])
-        if len(second):
-            parts = chain((first, second), _rest(source, part_size))
-            _Multipart(self, target, checksum).run(parts)
+        first = deque([Blocks(source.take(part_size))])
+        if len(first[0]) == part_size:
+            first.append(Blocks(source.take(part_size)))
+        if len(first[-1]) and len(first) > 1:
+            _Multipart(self, target, checksum).run(_parts(first, source, part_size))
         else:
-            self._put(target, first, checksum)
+            self._put(target, first[0], checksum)
 
-    def _put(self, target: _Target, body: Blocks, checksum: Checksum) -> None:
-        value = {checksum.member: checksum.text(checksum.of(body))}
+    def _put(self, target: _Target, body: Blocks, checksum: Checksum | None) -> None:
+        value = {checksum.member: checksum.text(checksum.of(body))} if checksum else {}
         self._room.enter(len(body))
         try:
             with translated("PutObject", target.bucket, target.key):
@@ -159,6 +160,7 @@ class Uploader:
     def insist(self, method: str, **parameters: Any) -> Any:
         """Make a request, again if its body arrived damaged."""
         for attempt in count(1):
+            parameters["Body"].seek(0)
             try:
                 return getattr(self.client, method)(**parameters)
             except ClientError as error:
@@ -178,7 +180,7 @@ class _Multipart:
 
     uploader: Uploader
     target: _Target
-    checksum: Checksum
+    checksum: Checksum | None
     whole: bool = True
     """Whether the server knows checksums of whole objects."""
     _failed: threading.Event = field(default_factory=threading.Event)
@@ -192,6 +194,7 @@ class _Multipart:
         try:
             for number, body in enumerate(bodies, 1):
                 futures.append(self._begin(upload, number, body))
+                del body  # from here on the request alone keeps it
                 if self._failed.is_set():
                     break
             wait(futures)
@@ -204,9 +207,11 @@ class _Multipart:
             self._failed.set()
             for future in futures:
                 future.cancel()
-            # What is sent after the abort would stay behind.
-            wait(futures)
-            self._abort(upload)
+            try:
+                # What is sent after the abort would stay behind.
+                wait(futures)
+            finally:
+                self._abort(upload)
             raise
 
     def _begin(self, upload: str, number: int, body: Blocks) -> Future[_Part]:
@@ -214,8 +219,11 @@ class _Multipart:
 
     def _create(self) -> str:
         asked = {**self.target.place, **self.target.storing}
-        algorithm: Any = self.checksum.name
         client = self.uploader.client
+        if self.checksum is None:
+            self.whole = False
+            return client.create_multipart_upload(**asked)["UploadId"]
+        algorithm: Any = self.checksum.name
         try:
             answer = client.create_multipart_upload(
                 **asked, ChecksumAlgorithm=algorithm, ChecksumType="FULL_OBJECT"
@@ -232,8 +240,9 @@ class _Multipart:
         if self._failed.is_set():
             raise InterruptedError("another part of the upload failed")
         try:
-            value = self.checksum.of(body)
-            said = {self.checksum.member: self.checksum.text(value)}
+            checksum = self.checksum
+            value = checksum.of(body) if checksum else 0
+            said = {checksum.member: checksum.text(value)} if checksum else {}
             with translated("UploadPart", self.target.bucket, self.target.key):
                 answer = self.uploader.insist(
                     "upload_part",
@@ -243,25 +252,25 @@ class _Multipart:
                     **self.target.place,
                     **said,
                 )
+            part = _Part(number, len(body), _etag(answer, self.target), value)
         except BaseException as error:
             self._failures.append(error)
             self._failed.set()
             raise
-        return _Part(number, len(body), answer["ETag"], value)
+        return part
 
     def _complete(self, upload: str, parts: list[_Part]) -> None:
-        total = size = 0
-        listed: list[Any] = []
-        for part in parts:
-            total = self.checksum.combine(total, part.checksum, part.size)
-            size += part.size
-            listed.append({"PartNumber": part.number, "ETag": part.etag})
+        size = sum(part.size for part in parts)
+        listed: list[Any] = [{"PartNumber": part.number, "ETag": part.etag} for part in parts]
         whole: dict[str, Any] = {}
-        if self.whole:
+        checksum = self.checksum
+        if checksum is not None and self.whole:
+            total = 0
             for entry, part in zip(listed, parts, strict=True):
-                entry[self.checksum.member] = self.checksum.text(part.checksum)
+                total = checksum.combine(total, part.checksum, part.size)
+                entry[checksum.member] = checksum.text(part.checksum)
             whole = {
-                self.checksum.member: self.checksum.text(total),
+                checksum.member: checksum.text(total),
                 "ChecksumType": "FULL_OBJECT",
                 "MpuObjectSize": size,
             }
@@ -271,7 +280,9 @@ class _Multipart:
             )
         except ClientError as error:
             # Tried again after its answer was lost, it finds the upload gone.
-            if _code(error) != "NoSuchUpload" or not self._is_there(size, whole):
+            again = error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)
+            gone = again and _code(error) == "NoSuchUpload"
+            if not gone or not self._is_there(size, whole):
                 raise
 
     def _is_there(self, size: int, whole: Mapping[str, Any]) -> bool:
@@ -281,9 +292,12 @@ class _Multipart:
             )
         except ClientError:
             return False
-        expected = whole.get(self.checksum.member)
-        known = found.get(self.checksum.member, expected)
-        return bool(found["ContentLength"] == size and known == expected)
+        wrong = {
+            name
+            for name, value in whole.items()
+            if name.startswith("Checksum") and found.get(name, value) != value
+        }
+        return bool(found["ContentLength"] == size and not wrong)
 
     def _abort(self, upload: str) -> None:
         try:
@@ -299,9 +313,23 @@ class _Multipart:
             )
 
 
-def _rest(source: BlockSource, part_size: int) -> Iterator[Blocks]:
-    while len(part := Blocks(source.take(part_size))):
-        yield part
+def _parts(first: deque[Blocks], source: BlockSource, part_size: int) -> Iterator[Blocks]:
+    """The first parts, then the rest; none is kept here once it was handed out."""
+    while first:
+        yield first.popleft()
+    while blocks := source.take(part_size):
+        yield Blocks(blocks)
+
+
+def _etag(answer: Any, target: _Target) -> str:
+    if "ETag" not in answer:
+        raise StorageError(
+            "the server did not name the part that it stored",
+            bucket=target.bucket,
+            key=target.key,
+            operation="UploadPart",
+        )
+    return str(answer["ETag"])
 
 
 def _code(error: ClientError) -> str:
