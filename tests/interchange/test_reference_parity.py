@@ -293,6 +293,8 @@ _DIFFERENCES = """
 *: readinto after close | 4 | "ValueError" | as above
 *: whence is text | "TypeError" | "ValueError" |
     one error for every whence that is not known, as in the reference's dcp_optimized
+config: defaults of speed | [10.0, 8388608] | [10.0, null] |
+    parts of 8 to 32 MiB by the object's size, where nobody says otherwise
 *: read1 | "OSError" | "0000" | part of io.BufferedIOBase, which both claim to be
 sequential: no key | "SequentialS3Reader" | "ValueError" |
     refused for all readers; the reference checks it in dcp_optimized alone
