@@ -30,7 +30,7 @@ def credentials() -> S3Credentials:
 def test_the_defaults_are_those_of_the_reference() -> None:
     reference = {
         "throughput_target_gbps": 10.0,
-        "part_size": None,
+        "part_size": None,  # the one that differs: by the object's size
         "unsigned": False,
         "force_path_style": False,
         "max_attempts": 10,
