@@ -4,8 +4,8 @@ Two archives of tensors with equal dtype, shape and strides differ in their data
 CRC-32, and in an id made of the records' CRC-32. So one archive is the mould for all others,
 and ``torch.save`` need not run for each: that costs 80 us, and a class that is made each time.
 
-Facts: read off archives of torch 2.7 to 2.13 (``docs/design/format-and-commit.md``). A mould
-that does not give its own archive back is not used.
+Facts: read off archives of torch 2.13. A mould that does not give its own archive back, as
+one of another version may, is not used.
 """
 
 from __future__ import annotations
@@ -56,10 +56,11 @@ class Envelope:
         """The envelope that was around ``size`` bytes of data; None for one of another kind."""
         try:
             envelope = cls._parse(header, trailer, size)
-        except (struct.error, StopIteration, ValueError, IndexError):
+            (crc,) = _CRC.unpack_from(trailer, 4)
+            same = envelope.trailer_for(crc) == trailer
+        except (struct.error, ValueError):
             return None
-        (crc,) = _CRC.unpack_from(trailer, 4)
-        return envelope if envelope.trailer_for(crc) == trailer else None
+        return envelope if same else None
 
     @classmethod
     def _parse(cls, header: bytes, trailer: bytes, size: int) -> Envelope:

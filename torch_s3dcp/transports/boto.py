@@ -21,10 +21,9 @@ from ..parts import part_size_for
 from .answers import AnswerBody, changed, checked_body, info_of
 from .checksums import combinable
 from .clients import Client, client_for, part_uploader, patient_uploader, uploader_for
-from .contract import ListPage, ObjectBody, ObjectInfo, check_span, too_short
+from .contract import BlockSource, ListPage, ObjectBody, ObjectInfo, check_span, too_short
 from .errors import refusal, translated
 from .exchange import AskAgain
-from .uploading import BlockSource
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client as Boto3S3Client

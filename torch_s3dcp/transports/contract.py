@@ -122,6 +122,15 @@ def too_short(info: ObjectInfo, start: int, end: int) -> TruncatedObjectError:
 
 
 @runtime_checkable
+class BlockSource(Protocol):
+    """What a stream to upload may also be: bytes that need not be joined to be sent."""
+
+    def take(self, size: int) -> list[memoryview]:
+        """The next ``size`` bytes, as the blocks where they lie; fewer only at the end."""
+        ...
+
+
+@runtime_checkable
 class Prepares(Protocol):
     """A transport that has something to make before its first request, such as a client."""
 
@@ -193,7 +202,8 @@ class Transport(Protocol):
         """Store what ``stream`` yields until its end; visible only when complete.
 
         Args:
-            stream: Its ``read`` may give less than it was asked for, but never None.
+            stream: Its ``read`` may give less than it was asked for, but never None. Those of
+                saves are a :class:`BlockSource` too; using that is up to the transport.
             expected_size: About how many bytes will come; decides the part size. None:
                 nobody knows, and the stream may wait for its producer at any point; other
                 uploads go on meanwhile.

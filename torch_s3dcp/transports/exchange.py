@@ -78,6 +78,7 @@ class BotocoreExchange:
         handler: Any = self.exchange
         for operation in ("GetObject", "PutObject", "UploadPart"):
             client.meta.events.register(f"before-send.s3.{operation}", handler)
+        for operation in ("PutObject", "UploadPart"):
             client.meta.events.register(f"before-sign.s3.{operation}", _unsigned_blocks)
 
     def exchange(self, request: AWSPreparedRequest, **_: Any) -> AWSResponse | None:

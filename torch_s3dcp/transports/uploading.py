@@ -14,13 +14,14 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
 from ..exceptions import S3DCPError, StorageError
 from .blocks import Blocks
 from .checksums import Checksum
+from .contract import BlockSource
 from .errors import translated
 
 if TYPE_CHECKING:
@@ -33,15 +34,6 @@ _ATTEMPTS = 4
 _DAMAGED = frozenset({"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch"})
 # What servers say that know no checksum of the whole object.
 _UNKNOWN = frozenset({"NotImplemented", "InvalidRequest", "InvalidArgument"})
-
-
-@runtime_checkable
-class BlockSource(Protocol):
-    """Where the bytes to upload come from."""
-
-    def take(self, size: int) -> list[memoryview]:
-        """The next ``size`` bytes, as blocks; fewer only at the end."""
-        ...
 
 
 @dataclass(frozen=True)
