@@ -25,6 +25,8 @@ from .plan import StoredItem
 from .ranges import ItemRange
 
 METADATA_NAME = ".metadata"
+# An attribute beside an item's place, which stock readers ignore: ``ItemChecksums.as_tuple``.
+CHECKSUMS = "s3dcp_checksums"
 
 _DCP = "torch.distributed.checkpoint.metadata"
 _FILESYSTEM = "torch.distributed.checkpoint.filesystem"

@@ -8,11 +8,12 @@ reader as a file of its own.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .checksums import CRC64
 from .exceptions import TruncatedObjectError
 
 if TYPE_CHECKING:
@@ -63,12 +64,16 @@ class SegmentSink(io.RawIOBase):
 class SegmentStream(io.RawIOBase):
     """A read-only, forward-only file over blocks that are produced when they are needed.
 
-    An exception of the producer comes out of ``read``.
+    Also a source of blocks for a transport, which then says what it has stored; what is read
+    as from a file counts as stored when it is handed out. An exception of the producer comes
+    out of ``read`` and ``take``.
     """
 
     def __init__(self, blocks: Iterator[memoryview]) -> None:
         self._blocks = blocks
         self._current = memoryview(b"")
+        #: Bytes that were handed out.
+        self.position = 0
 
     def readable(self) -> bool:
         return True
@@ -76,17 +81,34 @@ class SegmentStream(io.RawIOBase):
     def readinto(self, buffer: Buffer, /) -> int:
         target = memoryview(buffer).cast("B")
         filled = 0
-        for block in self._take(len(target)):
+        for block in self._read(len(target)):
             target[filled : filled + len(block)] = block
             filled += len(block)
+        self.release(self.position - filled, filled)
         return filled
 
     def read(self, size: int | None = -1, /) -> bytes:
-        return b"".join(self._take(None if size is None or size < 0 else size))
+        data = b"".join(self._read(size))
+        self.release(self.position - len(data), len(data))
+        return data
 
     def take(self, size: int) -> list[memoryview]:
         """The next ``size`` bytes, as the blocks where they lie; fewer only at the end."""
-        return list(self._take(size))
+        blocks = list(self._take(size))
+        self.position += sum(map(len, blocks))
+        return blocks
+
+    def checksum(self, start: int, blocks: Iterable[memoryview]) -> int:
+        """The CRC64NVME of what ``take`` gave at ``start``."""
+        return CRC64.of(blocks)
+
+    def release(self, start: int, size: int) -> None:
+        """These bytes are stored. Nothing to do."""
+
+    def _read(self, size: int | None) -> list[memoryview]:
+        blocks = list(self._take(None if size is None or size < 0 else size))
+        self.position += sum(map(len, blocks))
+        return blocks
 
     def _take(self, size: int | None) -> Iterator[memoryview]:
         """Blocks of ``size`` bytes together, or all that are left."""

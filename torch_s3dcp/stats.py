@@ -1,4 +1,4 @@
-"""What a load did, in numbers."""
+"""What a load or a save did, in numbers."""
 
 from __future__ import annotations
 
@@ -69,4 +69,55 @@ class LoadStats:
             f"{self.concurrency} at once), {self.bytes_wasted / 1e6:.1f} MB wasted, items: "
             f"{self.direct_items} direct, {self.scratch_items} through scratch, "
             f"{self.fallback_items} decoded by torch"
+        )
+
+
+@dataclass(frozen=True)
+class SaveProgress:
+    """How far one rank's save is.
+
+    Attributes:
+        bytes_done: Bytes that are stored.
+        bytes_total: Bytes that there will be; a guess until all files are done.
+        files_done: Objects that are complete.
+        files_total: Objects that there will be.
+    """
+
+    bytes_done: int
+    bytes_total: int
+    files_done: int
+    files_total: int
+
+
+@dataclass(frozen=True)
+class SaveStats:
+    """Figures of one rank's save. Bytes are bytes of objects, seconds are wall time.
+
+    Attributes:
+        files: Data objects written.
+        items: Tensors and other values in them.
+        unverifiable_items: Items stored without checksums of their pieces: the transport took
+            their data without asking for them.
+        bytes_stored: Size of the data objects.
+        data_requests: Requests for them that were answered, without those below.
+        retries: Requests for them that were made again.
+        upload_seconds: Uploading, looking up tensors included.
+        commit_seconds: The commit and what is removed after it; 0 on ranks that don't commit.
+    """
+
+    files: int = 0
+    items: int = 0
+    unverifiable_items: int = 0
+    bytes_stored: int = 0
+    data_requests: int = 0
+    retries: int = 0
+    upload_seconds: float = 0.0
+    commit_seconds: float = 0.0
+
+    def __str__(self) -> str:
+        rate = self.bytes_stored / 1e9 / self.upload_seconds if self.upload_seconds else 0.0
+        return (
+            f"{self.bytes_stored / 1e6:.1f} MB in {self.upload_seconds:.2f} s ({rate:.2f} GB/s), "
+            f"{self.items} items in {self.files} files, {self.data_requests} requests and "
+            f"{self.retries} of them again; commit {self.commit_seconds:.2f} s"
         )

@@ -7,13 +7,15 @@ and only then, removal of what the checkpoint that it replaced consisted of.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
+import time
 import uuid
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch.distributed.checkpoint.filesystem import SerializationFormat
@@ -23,15 +25,19 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from ._torch import StreamTransformExtension, agent_for, global_rank
-from .checkpoint_metadata import METADATA_NAME, described_items, metadata_name
+from .checkpoint_metadata import METADATA_NAME, metadata_name
 from .commit import Commit, begin_commit
 from .config import S3ClientConfig, check_config
-from .exceptions import CheckpointExistsError, ConfigurationError, InvalidCheckpointError
+from .exceptions import CheckpointExistsError, ConfigurationError, S3DCPError
 from .plan import weigh_into_buckets
 from .prefixes import DefaultPrefixStrategy, S3PrefixStrategyBase
+from .stats import SaveProgress, SaveStats
 from .transports import BotoTransport, Transport
-from .uploads import FileUpload, take_address, upload_files
+from .uploads import FileUpload, upload_files
 from .uri import S3URI, is_uri, order_location, parse_uri
+from .written import storage_data_of
+
+_log = logging.getLogger(__name__)
 
 DATA_SUFFIX = ".distcp"
 _FORMAT_VERSION = "1.0.0"
@@ -50,6 +56,7 @@ class _Run:
     alone: bool = False
     begun: bool = False
     commit: Commit | None = None
+    stats: SaveStats = field(default_factory=SaveStats)
 
 
 class S3StorageWriter(StorageWriter):
@@ -70,6 +77,8 @@ class S3StorageWriter(StorageWriter):
         cache_staged_state_dict: Accepted as in torch's writer. Staging for ``async_save``
             is torch's ``DefaultStager``, which has options of its own.
         overwrite: False: refuse to replace a checkpoint.
+        progress: Told how far this rank's save is, whenever a part of an object is stored: from
+            several threads, one at a time. An error in it fails the save.
         _extensions: Transformations of the stored bytes, as in torch's writer.
         serialization_format: Only ``TORCH_SAVE``.
 
@@ -92,6 +101,7 @@ class S3StorageWriter(StorageWriter):
         per_thread_copy_ahead: int = 10_000_000,
         cache_staged_state_dict: bool = False,
         overwrite: bool = True,
+        progress: Callable[[SaveProgress], None] | None = None,
         _extensions: Sequence[StreamTransformExtension] | None = None,
         serialization_format: SerializationFormat = SerializationFormat.TORCH_SAVE,
     ) -> None:
@@ -115,6 +125,9 @@ class S3StorageWriter(StorageWriter):
         self.per_thread_copy_ahead = per_thread_copy_ahead
         self.cache_staged_state_dict = cache_staged_state_dict
         self.overwrite = overwrite
+        self.progress = progress
+        #: What this rank's last save did; None before the first.
+        self.stats: SaveStats | None = None
         self.extensions = tuple(_extensions or ())
         self._last_save_id = str(uuid.uuid4())
         self._here = threading.local()
@@ -220,14 +233,16 @@ class S3StorageWriter(StorageWriter):
             BaseException: Whatever the planner raised.
         """
         run = self._under_way("write_data")
-        results = upload_files(
+        results, run.stats = upload_files(
             self.transport,
             run.uri,
             self._files(plan.items, run.rank),
             planner,
             self.extensions,
             self.thread_count,
+            self.progress,
         )
+        self.stats = run.stats
         if run.commit is None:
             self._here.run = None  # another rank commits: this one's part is done
         done: Future[list[WriteResult]] = Future()
@@ -271,33 +286,18 @@ class S3StorageWriter(StorageWriter):
         if run.commit is None:
             raise ConfigurationError("finish() is for the coordinator")
         self._here.run = None
-        storage_data: dict[Any, Any] = {}
-        for result in (result for of_rank in results for result in of_rank):
-            if result.index in storage_data:
-                run.commit.give_up(results)
-                raise InvalidCheckpointError(
-                    "two ranks wrote the same item", tensor=result.index.fqn
-                )
-            elsewhere = take_address(result.storage_data, run.uri)
-            if elsewhere is not None:
-                run.commit.give_up(results)
-                raise ConfigurationError(
-                    f"the ranks saved to different places, {run.uri} and {elsewhere}; give all "
-                    "ranks the same path or checkpoint_id",
-                    tensor=result.index.fqn,
-                )
-            storage_data[result.index] = result.storage_data
-        missing = next((i for i in described_items(metadata) if i not in storage_data), None)
-        if missing is not None:
+        try:
+            storage_data = storage_data_of(results, metadata, run.uri)
+        except S3DCPError:
             run.commit.give_up(results)
-            raise InvalidCheckpointError(
-                "no rank wrote this item, though the plan of the save lists it",
-                tensor=missing.fqn,
-            )
+            raise
         metadata.storage_data = storage_data
         metadata.storage_meta = StorageMeta(checkpoint_id=str(run.uri), save_id=run.save_id)
         metadata.version = _FORMAT_VERSION
+        begin = time.perf_counter()
         leftovers = run.commit.land(metadata)
+        self.stats = replace(run.stats, commit_seconds=time.perf_counter() - begin)
+        _log.info("saved to %s: %s", run.uri, self.stats)
         if leftovers:
             warnings.warn(
                 f"the checkpoint at {run.uri} is complete, but objects of the one that it "

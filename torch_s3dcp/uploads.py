@@ -1,67 +1,70 @@
-"""Uploading a rank's files: items become bytes while they are sent."""
+"""Uploading a rank's files: several at a time, all or nothing."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from io import BytesIO
 
 import torch
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 
-from ._torch import StorageInfo, StreamTransformExtension
-from .exceptions import BucketNotFoundError, S3DCPError
-from .items import descriptors_of, serialize_bytes, serialize_tensor, to_stored_form
-from .segments import SegmentStream
-from .transports import Transport
+from ._torch import StreamTransformExtension
+from .checkpoint_metadata import CHECKSUMS
+from .exceptions import BucketNotFoundError, S3DCPError, StorageError
+from .file_stream import Cancelled, FileStream
+from .items import descriptors_of
+from .stats import SaveProgress, SaveStats
+from .transports import Transport, Uploaded
 from .uri import S3URI
+from .written import FileNote, results_of
 
 _log = logging.getLogger(__name__)
 
-# Travels with each result to the coordinator, which compares it and takes it off again.
-_ADDRESS = "s3dcp_address"
 
-
-@dataclass
+@dataclass(frozen=True)
 class FileUpload:
     """One object to write: its path below the checkpoint, its items, its likely size."""
 
     path: str
     items: Sequence[WriteItem]
     expected_size: int
-    results: list[WriteResult] = field(default_factory=list)
 
 
-class _Cancelled(Exception):
-    """Another file failed; this one need not be finished."""
+class _Progress:
+    """Adds up what is stored, and tells whoever wants to know."""
 
+    def __init__(
+        self, files: Sequence[FileUpload], report: Callable[[SaveProgress], None] | None
+    ) -> None:
+        self._report = report
+        self._lock = threading.Lock()
+        self._done = self._complete = 0
+        self._files = len(files)
+        self._total = sum(file.expected_size for file in files)
 
-class _StoppableStream(SegmentStream):
-    """Ends with an error as soon as another file of the save has failed."""
+    def stored(self, count: int) -> None:
+        """So many bytes more are stored."""
+        with self._lock:
+            self._done += count
+            self._tell()
 
-    def __init__(self, blocks: Iterator[memoryview], stop: threading.Event) -> None:
-        super().__init__(blocks)
-        self._stop = stop
+    def complete(self, file: FileUpload, size: int) -> None:
+        """A file is complete, and has that size."""
+        with self._lock:
+            self._total += size - file.expected_size
+            self._complete += 1
+            self._tell()
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        if self._stop.is_set():
-            raise _Cancelled
-        return super().read(size)
-
-    def take(self, size: int) -> list[memoryview]:
-        if self._stop.is_set():
-            raise _Cancelled
-        return super().take(size)
-
-
-def take_address(place: Any, base: S3URI) -> str | None:
-    """Take back the note of where an item was uploaded; return it where it is not ``base``."""
-    noted: str | None = place.__dict__.pop(_ADDRESS, None)
-    return None if noted in (None, str(base)) else noted
+    def _tell(self) -> None:
+        if self._report is not None:
+            total = max(self._done, self._total)
+            self._report(SaveProgress(self._done, total, self._complete, self._files))
 
 
 def upload_files(
@@ -71,32 +74,64 @@ def upload_files(
     planner: SavePlanner,
     extensions: Sequence[StreamTransformExtension],
     thread_count: int,
-) -> list[WriteResult]:
+    report: Callable[[SaveProgress], None] | None = None,
+) -> tuple[list[WriteResult], SaveStats]:
     """Write all files, ``thread_count`` at a time; return where each item lies.
 
     Raises:
         BaseException: The first failure. The other uploads are given up and what was
             uploaded is removed before it is raised.
     """
+    begin = time.perf_counter()
     # Planners are not thread-safe. The lock covers the look-up of a tensor, never I/O.
     planning, stop = threading.Lock(), threading.Event()
+    progress = _Progress(files, report)
+    results: dict[str, list[WriteResult]] = {}
+    uploads: list[Uploaded] = []
+
+    def resolve(item: WriteItem) -> torch.Tensor | BytesIO:
+        with planning:
+            data: torch.Tensor | BytesIO = planner.resolve_data(item)
+        return data
 
     def upload(file: FileUpload) -> None:
-        blocks = _blocks(file, base, planner, planning, extensions)
-        stream = _StoppableStream(blocks, stop)
+        stream = FileStream(file.items, resolve, extensions, stop, progress.stored)
         key = base.join(file.path).key
         try:
-            transport.upload(base.bucket, key, stream, expected_size=file.expected_size)
+            done = transport.upload(base.bucket, key, stream, expected_size=file.expected_size)
+            _check_size(base, key, stream.position, done.size)
+            progress.complete(file, done.size)
         except BaseException:
             stop.set()
             raise
+        note = FileNote(str(base), done.size)
+        written = stream.written()
+        results[file.path] = results_of(file.path, written, note, descriptors_of(extensions))
+        uploads.append(done)
 
     try:
         _in_parallel(upload, files, thread_count, stop)
     except BaseException:
         _remove(transport, base, [file.path for file in files])
         raise
-    return [result for file in files for result in file.results]
+    found = [result for file in files for result in results[file.path]]
+    stats = SaveStats(
+        files=len(files),
+        items=len(found),
+        unverifiable_items=sum(not hasattr(r.storage_data, CHECKSUMS) for r in found),
+        bytes_stored=sum(done.size for done in uploads),
+        data_requests=sum(done.requests for done in uploads),
+        retries=sum(done.retries for done in uploads),
+        upload_seconds=time.perf_counter() - begin,
+    )
+    return found, stats
+
+
+def _check_size(base: S3URI, key: str, sent: int, stored: int) -> None:
+    if sent != stored:
+        raise StorageError(
+            f"of {sent} bytes {stored} were stored; save again", bucket=base.bucket, key=key
+        )
 
 
 def _in_parallel(
@@ -120,38 +155,11 @@ def _in_parallel(
             future.cancel()
     errors = [f.exception() for f in futures if not f.cancelled()]
     failures = [error for error in errors if error is not None]
-    real = [error for error in failures if not isinstance(error, _Cancelled)]
+    real = [error for error in failures if not isinstance(error, Cancelled)]
     for other in real[1:]:
         _log.error("another upload of this save failed too: %s", other)
     if failures:
         raise (real or failures)[0]
-
-
-def _blocks(
-    file: FileUpload,
-    base: S3URI,
-    planner: SavePlanner,
-    planning: threading.Lock,
-    extensions: Sequence[StreamTransformExtension],
-) -> Iterator[memoryview]:
-    """The bytes of a file, one item at a time; notes where each item came to lie."""
-    offset = 0
-    for item in file.items:
-        with planning:
-            data = planner.resolve_data(item)
-        try:
-            if isinstance(data, torch.Tensor):
-                blocks = serialize_tensor(to_stored_form(data), extensions)
-            else:
-                blocks = serialize_bytes(data.getbuffer(), extensions)
-        except S3DCPError as error:
-            raise error.locate(tensor=item.index.fqn) from error
-        length = sum(len(block) for block in blocks)
-        place = StorageInfo(file.path, offset, length, descriptors_of(extensions))
-        setattr(place, _ADDRESS, str(base))
-        file.results.append(WriteResult(item.index, length, place))
-        offset += length
-        yield from blocks
 
 
 def _remove(transport: Transport, base: S3URI, paths: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch_s3dcp.transports import ListPage, ObjectBody, ObjectInfo, Transport
+from torch_s3dcp.transports import ListPage, ObjectBody, ObjectInfo, Transport, Uploaded
 
 MUTATIONS = ("put", "upload", "copy", "delete")
 
@@ -94,8 +94,10 @@ class Tap:
             lambda: self.inner.put(bucket, key, data, **conditions, metadata=metadata),
         )
 
-    def upload(self, bucket: str, key: str, stream: io.RawIOBase, *, expected_size: int) -> None:
-        self._do(
+    def upload(
+        self, bucket: str, key: str, stream: io.RawIOBase, *, expected_size: int
+    ) -> Uploaded:
+        return self._do(
             Call("upload", (key,), expected_size=expected_size),
             lambda: self.inner.upload(bucket, key, stream, expected_size=expected_size),
         )

@@ -9,12 +9,12 @@ import pytest
 from botocore.exceptions import ConnectionClosedError
 
 from torch_s3dcp import S3ClientConfig
+from torch_s3dcp.checksums import combinable
 from torch_s3dcp.exceptions import AccessDeniedError, S3DCPError
 from torch_s3dcp.segments import SegmentStream
 from torch_s3dcp.testing.servers import SeaweedServer
 from torch_s3dcp.transports import BotoTransport
 from torch_s3dcp.transports.blocks import Blocks
-from torch_s3dcp.transports.checksums import combinable
 
 MIB = 2**20
 PART = 5 * MIB

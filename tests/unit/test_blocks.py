@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from torch_s3dcp.checksums import combinable
 from torch_s3dcp.transports.blocks import Blocks
-from torch_s3dcp.transports.checksums import combinable
 
 SIZES = st.integers(0, 60) | st.integers(16_000, 17_000)
 PIECES = st.lists(SIZES.map(lambda size: random.Random(size).randbytes(size)), max_size=8)

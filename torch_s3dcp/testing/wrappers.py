@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..exceptions import ConfigurationError, EndpointError
-from ..transports.contract import ListPage, ObjectBody, ObjectInfo, RawBody, Transport
+from ..transports.contract import ListPage, ObjectBody, ObjectInfo, RawBody, Transport, Uploaded
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -123,9 +123,9 @@ class TransportWrapper:
         *,
         expected_size: int | None,
         storage_class: str | None = None,
-    ) -> None:
+    ) -> Uploaded:
         call = self._begin("upload", bucket, key)
-        self.transport.upload(
+        return self.transport.upload(
             bucket,
             key,
             self.stream(call, stream),

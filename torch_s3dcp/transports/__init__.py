@@ -5,7 +5,7 @@ decided above it.
 """
 
 from .boto import BotoTransport
-from .contract import ListPage, ObjectBody, ObjectInfo, Prepares, Transport
+from .contract import ListPage, ObjectBody, ObjectInfo, Prepares, Transport, Uploaded
 from .memory import MemoryTransport
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "ObjectInfo",
     "Prepares",
     "Transport",
+    "Uploaded",
 ]

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from botocore.response import StreamingBody
 from s3transfer.exceptions import S3CopyFailedError
 
+from ..checksums import CRC64, combinable
 from ..config import S3ClientConfig
 from ..exceptions import (
     ObjectNotFoundError,
@@ -19,9 +20,16 @@ from ..exceptions import (
 )
 from ..parts import part_size_for
 from .answers import AnswerBody, changed, checked_body, info_of
-from .checksums import combinable
 from .clients import Client, client_for, part_uploader, patient_uploader, uploader_for
-from .contract import BlockSource, ListPage, ObjectBody, ObjectInfo, check_span, too_short
+from .contract import (
+    BlockSource,
+    ListPage,
+    ObjectBody,
+    ObjectInfo,
+    Uploaded,
+    check_span,
+    too_short,
+)
 from .errors import refusal, translated
 from .exchange import AskAgain
 
@@ -178,19 +186,18 @@ class BotoTransport:
         *,
         expected_size: int | None,
         storage_class: str | None = None,
-    ) -> None:
+    ) -> Uploaded:
         size = _UNKNOWN_SIZE if expected_size is None else expected_size
         part_size = part_size_for(size, self.config.part_size)
         algorithm = self.config.checksum_algorithm
         checksum = combinable(algorithm)
         if expected_size is None or checksum is None:
-            self._transfer(bucket, key, stream, expected_size, part_size, storage_class)
-            return
+            return self._transfer(bucket, key, stream, expected_size, part_size, storage_class)
         storing = self._storing(storage_class, checksum=False)
         if algorithm is None and not self._checks_uploads():
             checksum = None
         source = stream if isinstance(stream, BlockSource) else _Source(stream)
-        part_uploader(self.client, self.config).upload(
+        return part_uploader(self.client, self.config).upload(
             bucket,
             key,
             source,
@@ -208,7 +215,7 @@ class BotoTransport:
         expected_size: int | None,
         part_size: int,
         storage_class: str | None,
-    ) -> None:
+    ) -> Uploaded:
         """Have s3transfer upload what nobody knows the size of, or with other checksums."""
         if expected_size is None:
             manager = patient_uploader(self.client, part_size)
@@ -223,6 +230,9 @@ class BotoTransport:
             if source.error is not None:
                 raise source.error from None
             raise
+        # Those of s3transfer: parts, and what surrounds them. It keeps its retries to itself.
+        parts = -(-source.size // part_size)
+        return Uploaded(source.size, 1 if source.size < part_size else parts + 2)
 
     def copy(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
         options = {**self._payer(), **self._storing(checksum=False)}
@@ -341,6 +351,7 @@ class _Source:
     def __init__(self, stream: io.RawIOBase) -> None:
         self._stream = stream
         self.error: BaseException | None = None
+        self.size = 0
 
     def read(self, size: int = -1) -> bytes:
         """All of ``size`` bytes, unless the stream ends: s3transfer takes less for the end."""
@@ -370,8 +381,16 @@ class _Source:
             raise
         return [memoryview(data)] if data else []
 
+    def checksum(self, start: int, blocks: Iterable[memoryview]) -> int:
+        """The CRC64NVME of blocks."""
+        return CRC64.of(blocks)
+
+    def release(self, start: int, size: int) -> None:
+        """Nothing to do: each part has memory of its own."""
+
     def _take(self, size: int) -> bytes:
         block = self._stream.read(size)
         if block is None:
             raise BlockingIOError("a stream to upload must block until it has data")
+        self.size += len(block)
         return block

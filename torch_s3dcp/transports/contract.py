@@ -121,12 +121,43 @@ def too_short(info: ObjectInfo, start: int, end: int) -> TruncatedObjectError:
     )
 
 
+@dataclass(frozen=True)
+class Uploaded:
+    """What an upload came to.
+
+    ``size`` is in bytes, as the store has it. ``requests`` counts the requests made, without
+    ``retries``, those that were made again.
+    """
+
+    size: int
+    requests: int = 1
+    retries: int = 0
+
+
 @runtime_checkable
 class BlockSource(Protocol):
-    """What a stream to upload may also be: bytes that need not be joined to be sent."""
+    """What a stream to upload may also be: bytes that need not be joined to be sent.
+
+    Offsets count from the stream's beginning. ``take`` is called by one thread, the others by
+    several.
+    """
 
     def take(self, size: int) -> list[memoryview]:
-        """The next ``size`` bytes, as the blocks where they lie; fewer only at the end."""
+        """The next ``size`` bytes, as the blocks where they lie; fewer only at the end.
+
+        Their memory stays as it is until they are released.
+        """
+        ...
+
+    def checksum(self, start: int, blocks: Iterable[memoryview]) -> int:
+        """The CRC64NVME of what ``take`` gave at ``start``. To be asked for once, for all bytes."""
+        ...
+
+    def release(self, start: int, size: int) -> None:
+        """These bytes are stored: their memory may be used again.
+
+        What it raises ends the upload.
+        """
         ...
 
 
@@ -198,7 +229,7 @@ class Transport(Protocol):
         *,
         expected_size: int | None,
         storage_class: str | None = None,
-    ) -> None:
+    ) -> Uploaded:
         """Store what ``stream`` yields until its end; visible only when complete.
 
         Args:

@@ -174,6 +174,11 @@ def translated(
         ) from error
 
 
+def code_of(error: boto.ClientError) -> str:
+    """The server's word for what it refused."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
 def _clean(error: object) -> str:
     """The text of an error without the login that an address in it may hold."""
     return re.sub(r"//[^/@\s]*@", "//***@", str(error))

@@ -14,7 +14,7 @@ from ..exceptions import (
     ObjectNotFoundError,
     PreconditionFailedError,
 )
-from .contract import ListPage, ObjectBody, ObjectInfo, check_span, too_short
+from .contract import ListPage, ObjectBody, ObjectInfo, Uploaded, check_span, too_short
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,10 @@ class MemoryTransport:
         *,
         expected_size: int | None,
         storage_class: str | None = None,
-    ) -> None:
+    ) -> Uploaded:
         self._objects(bucket, "PutObject")
-        self.put(bucket, key, stream.read(-1) or b"")
+        info = self.put(bucket, key, stream.read(-1) or b"")
+        return Uploaded(info.size)
 
     def copy(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
         stored = self._find(src_bucket, src_key, "CopyObject")

@@ -54,6 +54,9 @@ _KNOWN = {
 }
 
 
+CRC64 = _KNOWN[DEFAULT]
+
+
 def combinable(name: str | None) -> Checksum | None:
     """The checksum of that name, or the default; None for those that cannot be combined."""
     return _KNOWN.get(name or DEFAULT)
