@@ -46,6 +46,10 @@ class Checksum:
         """As S3 writes it."""
         return base64.b64encode(value.to_bytes(self.width, "big")).decode()
 
+    def value(self, text: str) -> int:
+        """From how S3 writes it."""
+        return int.from_bytes(base64.b64decode(text), "big")
+
 
 _KNOWN = {
     "CRC64NVME": Checksum("CRC64NVME", 8, crt.crc64nvme, crt.combine_crc64nvme),

@@ -18,7 +18,7 @@ from ._torch import StreamTransformExtension
 from .checksums import CRC64
 from .chunk_checksums import SMALL_ITEM, DataRange, FileChecksums, ItemChecksums, of_small, packed
 from .exceptions import S3DCPError
-from .items import serialize_bytes, serialize_tensor, to_stored_form
+from .items import serialize
 from .segments import SegmentStream
 
 
@@ -101,7 +101,7 @@ class FileStream(SegmentStream):
         offset = 0
         for item in items:
             try:
-                blocks = self._serialized(resolve(item))
+                blocks = serialize(resolve(item), self._extensions)
             except S3DCPError as error:
                 raise error.locate(tensor=item.index.fqn) from error
             length = sum(map(len, blocks))
@@ -113,11 +113,6 @@ class FileStream(SegmentStream):
             else:
                 yield from self._large_item(written, blocks)
             offset += length
-
-    def _serialized(self, data: torch.Tensor | BytesIO) -> list[memoryview]:
-        if isinstance(data, torch.Tensor):
-            return serialize_tensor(to_stored_form(data), self._extensions)
-        return serialize_bytes(data.getbuffer(), self._extensions)
 
     def _large_item(
         self, written: WrittenItem, blocks: Sequence[memoryview]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -14,6 +14,7 @@ from s3transfer.exceptions import S3CopyFailedError
 from ..checksums import CRC64, combinable
 from ..config import S3ClientConfig
 from ..exceptions import (
+    ConfigurationError,
     ObjectNotFoundError,
     PreconditionFailedError,
     TruncatedObjectError,
@@ -23,6 +24,7 @@ from .answers import AnswerBody, changed, checked_body, info_of
 from .clients import Client, client_for, part_uploader, patient_uploader, uploader_for
 from .contract import (
     BlockSource,
+    CopiedRange,
     ListPage,
     ObjectBody,
     ObjectInfo,
@@ -32,6 +34,8 @@ from .contract import (
 )
 from .errors import refusal, translated
 from .exchange import AskAgain
+from .sending import Target
+from .uploading import Uploader
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client as Boto3S3Client
@@ -189,23 +193,40 @@ class BotoTransport:
     ) -> Uploaded:
         size = _UNKNOWN_SIZE if expected_size is None else expected_size
         part_size = part_size_for(size, self.config.part_size)
-        algorithm = self.config.checksum_algorithm
-        checksum = combinable(algorithm)
-        if expected_size is None or checksum is None:
+        if expected_size is None or combinable(self.config.checksum_algorithm) is None:
             return self._transfer(bucket, key, stream, expected_size, part_size, storage_class)
-        storing = self._storing(storage_class, checksum=False)
-        if algorithm is None and not self._checks_uploads():
+        target = self._target(bucket, key, storage_class)
+        return self._uploader().upload(target, _block_source(stream), part_size)
+
+    def compose(
+        self,
+        bucket: str,
+        key: str,
+        copied: Sequence[CopiedRange],
+        stream: io.RawIOBase,
+        *,
+        expected_size: int,
+    ) -> Uploaded:
+        if combinable(self.config.checksum_algorithm) is None:
+            raise ConfigurationError(
+                f"{self.config.checksum_algorithm} of an object cannot be made of those of its "
+                "parts; what is put together needs CRC64NVME, CRC32C or CRC32",
+                bucket=bucket,
+                key=key,
+            )
+        part_size = part_size_for(expected_size, self.config.part_size)
+        target = self._target(bucket, key)
+        return self._uploader().compose(target, copied, _block_source(stream), part_size)
+
+    def _uploader(self) -> Uploader:
+        return part_uploader(self.client, self.config)
+
+    def _target(self, bucket: str, key: str, storage_class: str | None = None) -> Target:
+        checksum = combinable(self.config.checksum_algorithm)
+        if self.config.checksum_algorithm is None and not self._checks_uploads():
             checksum = None
-        source = stream if isinstance(stream, BlockSource) else _Source(stream)
-        return part_uploader(self.client, self.config).upload(
-            bucket,
-            key,
-            source,
-            part_size=part_size,
-            checksum=checksum,
-            options=self._payer(),
-            storing=storing,
-        )
+        storing = self._storing(storage_class, checksum=False)
+        return Target(bucket, key, self._payer(), storing, checksum)
 
     def _transfer(
         self,
@@ -343,6 +364,10 @@ class BotoTransport:
             "ChecksumAlgorithm": config.checksum_algorithm if checksum else None,
         }
         return {name: value for name, value in options.items() if value is not None}
+
+
+def _block_source(stream: io.RawIOBase) -> BlockSource:
+    return stream if isinstance(stream, BlockSource) else _Source(stream)
 
 
 class _Source:
