@@ -46,6 +46,10 @@ class Checksum:
         """As S3 writes it."""
         return base64.b64encode(value.to_bytes(self.width, "big")).decode()
 
+    def with_data(self, value: int) -> dict[str, str]:
+        """What a request says that carries data. Buckets with Object Lock want the name too."""
+        return {"ChecksumAlgorithm": self.name, self.member: self.text(value)}
+
 
 _KNOWN = {
     "CRC64NVME": Checksum("CRC64NVME", 8, crt.crc64nvme, crt.combine_crc64nvme),

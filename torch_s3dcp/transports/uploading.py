@@ -129,7 +129,7 @@ class Uploader:
             self._put(target, first[0], checksum)
 
     def _put(self, target: _Target, body: Blocks, checksum: Checksum | None) -> None:
-        value = {checksum.member: checksum.text(checksum.of(body))} if checksum else {}
+        value = checksum.with_data(checksum.of(body)) if checksum else {}
         self._room.enter(len(body))
         try:
             with translated("PutObject", target.bucket, target.key):
@@ -234,7 +234,7 @@ class _Multipart:
         try:
             checksum = self.checksum
             value = checksum.of(body) if checksum else 0
-            said = {checksum.member: checksum.text(value)} if checksum else {}
+            said = checksum.with_data(value) if checksum else {}
             with translated("UploadPart", self.target.bucket, self.target.key):
                 answer = self.uploader.insist(
                     "upload_part",
