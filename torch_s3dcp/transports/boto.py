@@ -24,6 +24,7 @@ from .clients import Client, client_for, part_uploader, patient_uploader, upload
 from .contract import BlockSource, ListPage, ObjectBody, ObjectInfo, check_span, too_short
 from .errors import refusal, translated
 from .exchange import AskAgain
+from .options import copying, opening, payer, storing
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client as Boto3S3Client
@@ -69,7 +70,7 @@ class BotoTransport:
 
     def head(self, bucket: str, key: str) -> ObjectInfo:
         with translated("HeadObject", bucket, key):
-            answer = self.client.head_object(Bucket=bucket, Key=key, **self._payer())
+            answer = self.client.head_object(Bucket=bucket, Key=key, **opening(self.config))
         return info_of(bucket, key, answer, answer["ContentLength"])
 
     def get(
@@ -92,7 +93,7 @@ class BotoTransport:
                     return signed
             except AskAgain:
                 retries = 1
-        options: dict[str, Any] = self._payer()
+        options = opening(self.config)
         if start or end is not None:
             options["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
         else:
@@ -149,8 +150,8 @@ class BotoTransport:
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
         options: dict[str, Any] = {
-            **self._payer(),
-            **self._storing(),
+            **opening(self.config),
+            **storing(self.config),
             "Metadata": metadata or {},
         }
         conditions: dict[str, Any] = {}
@@ -186,7 +187,6 @@ class BotoTransport:
         if expected_size is None or checksum is None:
             self._transfer(bucket, key, stream, expected_size, part_size, storage_class)
             return
-        storing = self._storing(storage_class, checksum=False)
         if algorithm is None and not self._checks_uploads():
             checksum = None
         source = stream if isinstance(stream, BlockSource) else _Source(stream)
@@ -196,8 +196,8 @@ class BotoTransport:
             source,
             part_size=part_size,
             checksum=checksum,
-            options=self._payer(),
-            storing=storing,
+            options=opening(self.config),
+            storing=storing(self.config, storage_class, checksum=False),
         )
 
     def _transfer(
@@ -214,7 +214,7 @@ class BotoTransport:
             manager = patient_uploader(self.client, part_size)
         else:
             manager = uploader_for(self.client, self.config, part_size)
-        options = {**self._payer(), **self._storing(storage_class)}
+        options = {**opening(self.config), **storing(self.config, storage_class)}
         source = _Source(stream)
         try:
             with translated("Upload", bucket, key):
@@ -225,7 +225,7 @@ class BotoTransport:
             raise
 
     def copy(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
-        options = {**self._payer(), **self._storing(checksum=False)}
+        options = copying(self.config)
         source: Any = {"Bucket": src_bucket, "Key": src_key}
         info = self.head(src_bucket, src_key)
         with translated("CopyObject", src_bucket, src_key):
@@ -247,7 +247,7 @@ class BotoTransport:
         names = list(keys)
         if len(names) == 1:
             with translated("DeleteObject", bucket, names[0]):
-                self.client.delete_object(Bucket=bucket, Key=names[0], **self._payer())
+                self.client.delete_object(Bucket=bucket, Key=names[0], **payer(self.config))
             return
         for cut in range(0, len(names), _DELETE_BATCH):
             batch: Any = [{"Key": name} for name in names[cut : cut + _DELETE_BATCH]]
@@ -255,7 +255,7 @@ class BotoTransport:
                 answer = self.client.delete_objects(
                     Bucket=bucket,
                     Delete={"Objects": batch, "Quiet": True},
-                    **self._payer(),
+                    **payer(self.config),
                 )
             for failure in answer.get("Errors", []):
                 raise refusal(
@@ -275,7 +275,7 @@ class BotoTransport:
             Prefix=prefix,
             Delimiter=delimiter,
             PaginationConfig={"PageSize": page_size},
-            **self._payer(),
+            **payer(self.config),
         )
         with translated("ListObjectsV2", bucket, prefix):
             for page in pages:
@@ -318,21 +318,6 @@ class BotoTransport:
         """Whether the user's settings leave checksums on where S3 does not ask for them."""
         chosen = getattr(self.client.meta.config, "request_checksum_calculation", None)
         return chosen != "when_required"
-
-    def _payer(self) -> dict[str, Any]:
-        return {"RequestPayer": "requester"} if self.config.requester_pays else {}
-
-    def _storing(
-        self, storage_class: str | None = None, *, checksum: bool = True
-    ) -> dict[str, Any]:
-        config = self.config
-        options = {
-            "StorageClass": storage_class or config.storage_class,
-            "ServerSideEncryption": config.server_side_encryption,
-            "SSEKMSKeyId": config.sse_kms_key_id,
-            "ChecksumAlgorithm": config.checksum_algorithm if checksum else None,
-        }
-        return {name: value for name, value in options.items() if value is not None}
 
 
 class _Source:

@@ -53,13 +53,18 @@ class _Target:
     bucket: str
     key: str
     options: Mapping[str, Any]
-    """What every request about it carries."""
+    """What every request about its bytes carries."""
     storing: Mapping[str, Any]
     """What the request carries that creates it."""
 
     @property
     def place(self) -> dict[str, Any]:
         return {"Bucket": self.bucket, "Key": self.key, **self.options}
+
+    @property
+    def given_up(self) -> dict[str, Any]:
+        """Of giving up an upload: that takes no customer's key."""
+        return {n: value for n, value in self.place.items() if not n.startswith("SSECustomer")}
 
 
 class Room:
@@ -294,7 +299,7 @@ class _Multipart:
     def _abort(self, upload: str) -> None:
         try:
             with translated("AbortMultipartUpload", self.target.bucket, self.target.key):
-                self.uploader.client.abort_multipart_upload(UploadId=upload, **self.target.place)
+                self.uploader.client.abort_multipart_upload(UploadId=upload, **self.target.given_up)
         except S3DCPError as error:
             _log.error(
                 "parts of a failed upload stay behind at s3://%s/%s, upload %s: %s",
