@@ -34,6 +34,7 @@ from .contract import (
 )
 from .errors import refusal, translated
 from .exchange import AskAgain
+from .options import copied_from, copying, opening, payer, storing
 from .sending import Target
 from .uploading import Uploader
 
@@ -81,7 +82,7 @@ class BotoTransport:
 
     def head(self, bucket: str, key: str) -> ObjectInfo:
         with translated("HeadObject", bucket, key):
-            answer = self.client.head_object(Bucket=bucket, Key=key, **self._payer())
+            answer = self.client.head_object(Bucket=bucket, Key=key, **opening(self.config))
         return info_of(bucket, key, answer, answer["ContentLength"])
 
     def get(
@@ -104,7 +105,7 @@ class BotoTransport:
                     return signed
             except AskAgain:
                 retries = 1
-        options: dict[str, Any] = self._payer()
+        options = opening(self.config)
         if start or end is not None:
             options["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
         else:
@@ -161,8 +162,8 @@ class BotoTransport:
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
         options: dict[str, Any] = {
-            **self._payer(),
-            **self._storing(),
+            **opening(self.config),
+            **storing(self.config),
             "Metadata": metadata or {},
         }
         conditions: dict[str, Any] = {}
@@ -225,8 +226,14 @@ class BotoTransport:
         checksum = combinable(self.config.checksum_algorithm)
         if self.config.checksum_algorithm is None and not self._checks_uploads():
             checksum = None
-        storing = self._storing(storage_class, checksum=False)
-        return Target(bucket, key, self._payer(), storing, checksum)
+        return Target(
+            bucket,
+            key,
+            opening(self.config),
+            storing(self.config, storage_class, checksum=False),
+            checksum,
+            copied_from(self.config),
+        )
 
     def _transfer(
         self,
@@ -242,7 +249,7 @@ class BotoTransport:
             manager = patient_uploader(self.client, part_size)
         else:
             manager = uploader_for(self.client, self.config, part_size)
-        options = {**self._payer(), **self._storing(storage_class)}
+        options = {**opening(self.config), **storing(self.config, storage_class)}
         source = _Source(stream)
         try:
             with translated("Upload", bucket, key):
@@ -256,7 +263,7 @@ class BotoTransport:
         return Uploaded(source.size, 1 if source.size < part_size else parts + 2)
 
     def copy(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
-        options = {**self._payer(), **self._storing(checksum=False)}
+        options = copying(self.config)
         source: Any = {"Bucket": src_bucket, "Key": src_key}
         info = self.head(src_bucket, src_key)
         with translated("CopyObject", src_bucket, src_key):
@@ -278,7 +285,7 @@ class BotoTransport:
         names = list(keys)
         if len(names) == 1:
             with translated("DeleteObject", bucket, names[0]):
-                self.client.delete_object(Bucket=bucket, Key=names[0], **self._payer())
+                self.client.delete_object(Bucket=bucket, Key=names[0], **payer(self.config))
             return
         for cut in range(0, len(names), _DELETE_BATCH):
             batch: Any = [{"Key": name} for name in names[cut : cut + _DELETE_BATCH]]
@@ -286,7 +293,7 @@ class BotoTransport:
                 answer = self.client.delete_objects(
                     Bucket=bucket,
                     Delete={"Objects": batch, "Quiet": True},
-                    **self._payer(),
+                    **payer(self.config),
                 )
             for failure in answer.get("Errors", []):
                 raise refusal(
@@ -306,7 +313,7 @@ class BotoTransport:
             Prefix=prefix,
             Delimiter=delimiter,
             PaginationConfig={"PageSize": page_size},
-            **self._payer(),
+            **payer(self.config),
         )
         with translated("ListObjectsV2", bucket, prefix):
             for page in pages:
@@ -349,21 +356,6 @@ class BotoTransport:
         """Whether the user's settings leave checksums on where S3 does not ask for them."""
         chosen = getattr(self.client.meta.config, "request_checksum_calculation", None)
         return chosen != "when_required"
-
-    def _payer(self) -> dict[str, Any]:
-        return {"RequestPayer": "requester"} if self.config.requester_pays else {}
-
-    def _storing(
-        self, storage_class: str | None = None, *, checksum: bool = True
-    ) -> dict[str, Any]:
-        config = self.config
-        options = {
-            "StorageClass": storage_class or config.storage_class,
-            "ServerSideEncryption": config.server_side_encryption,
-            "SSEKMSKeyId": config.sse_kms_key_id,
-            "ChecksumAlgorithm": config.checksum_algorithm if checksum else None,
-        }
-        return {name: value for name, value in options.items() if value is not None}
 
 
 def _block_source(stream: io.RawIOBase) -> BlockSource:

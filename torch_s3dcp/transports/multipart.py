@@ -127,7 +127,7 @@ class Multipart:
                 PartNumber=number,
                 Body=body.blocks,
                 **target.place,
-                **target.said(value),
+                **target.with_data(value),
             )
         part = _Part(number, len(body), _etag(answer, target), value)
         body.release()
@@ -143,6 +143,7 @@ class Multipart:
                 CopySource={"Bucket": piece.bucket, "Key": piece.key},
                 CopySourceRange=f"bytes={piece.start}-{piece.end - 1}",
                 **condition,
+                **target.copying,
                 **target.place,
             )
         target.count(answer)
@@ -190,7 +191,7 @@ class Multipart:
         target = self._target
         try:
             with translated("AbortMultipartUpload", target.bucket, target.key):
-                self._client.abort_multipart_upload(UploadId=upload, **target.place)
+                self._client.abort_multipart_upload(UploadId=upload, **target.given_up)
         except S3DCPError as error:
             _log.error(
                 "parts of a failed upload stay behind at s3://%s/%s, upload %s: %s",

@@ -43,7 +43,7 @@ class Uploader(Sender):
     def _put(self, target: Target, body: Body) -> Uploaded:
         self._room.enter(len(body))
         try:
-            said = target.said(body.checksum(target.checksum))
+            value = body.checksum(target.checksum)
             with translated("PutObject", target.bucket, target.key):
                 answer = self.insist(
                     target,
@@ -51,12 +51,12 @@ class Uploader(Sender):
                     Body=body.blocks,
                     **target.place,
                     **target.storing,
-                    **said,
+                    **target.with_data(value),
                 )
             body.release()
         finally:
             self._room.leave(len(body))
-        return self.confirmed(target, answer, len(body), said)
+        return self.confirmed(target, answer, len(body), target.said(value))
 
 
 def bodies_of(source: BlockSource, part_size: int) -> Iterator[Body]:
