@@ -90,10 +90,12 @@ class Commit:
         """
         new = data_paths(metadata)
         try:
+            # All that is made here is gone again before the collector goes on: otherwise it
+            # looks at all of it, 40 ms for 10,000 items, in which no other thread runs.
             with CollectorPause():
                 data = dump_metadata(metadata)
-            # What is saved must be loadable without running code from it.
-            load_metadata(data)
+                # What is saved must be loadable without running code from it.
+                load_metadata(data)
             obsolete, unreadable = self._owned_before()
         except BaseException:
             self._abandon(new)

@@ -26,6 +26,7 @@ from torch.futures import Future
 
 from ._torch import StreamTransformExtension, agent_for, global_rank
 from .checkpoint_metadata import METADATA_NAME, metadata_name
+from .collector import CollectorPause
 from .commit import Commit, begin_commit
 from .config import S3ClientConfig, check_config
 from .delta import Earlier
@@ -64,6 +65,9 @@ class _Run:
     begun: bool = False
     commit: Commit | None = None
     stats: SaveStats = field(default_factory=SaveStats)
+    # From planning to the end most of what is made lives as long as the save. Looking through it
+    # took 0.2 s and more for 10,000 tensors, in which no other thread runs.
+    pause: CollectorPause = field(default_factory=CollectorPause)
 
 
 class S3StorageWriter(StorageWriter):
@@ -220,6 +224,7 @@ class S3StorageWriter(StorageWriter):
                     bucket=run.uri.bucket,
                     key=run.uri.join(name).key,
                 )
+        run.pause.begin()
 
     def _refuse_shadowed(self, run: _Run) -> None:
         """A load prefers ``.metadata``: it would never see the ranks' own metadata beside it."""
@@ -256,11 +261,16 @@ class S3StorageWriter(StorageWriter):
             self.progress,
             self._earlier(run),
         )
-        results, run.stats = uploads.run(self._files(plan.items, run.rank))
+        try:
+            results, run.stats = uploads.run(self._files(plan.items, run.rank))
+        except BaseException:
+            run.pause.end()
+            raise
         self._previous = run.uri
         self.stats = run.stats
         if run.commit is None:
             self._here.run = None  # another rank commits: this one's part is done
+            run.pause.end()
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done
@@ -320,22 +330,30 @@ class S3StorageWriter(StorageWriter):
             raise ConfigurationError("finish() is for the coordinator")
         self._here.run = None
         try:
+            self._commit(run, run.commit, metadata, results)
+        finally:
+            run.pause.end()
+
+    def _commit(
+        self, run: _Run, commit: Commit, metadata: Metadata, results: list[list[WriteResult]]
+    ) -> None:
+        try:
             storage_data = storage_data_of(results, metadata, run.uri)
         except S3DCPError:
-            run.commit.give_up(results)
+            commit.give_up(results)
             raise
         metadata.storage_data = storage_data
         metadata.storage_meta = StorageMeta(checkpoint_id=str(run.uri), save_id=run.save_id)
         metadata.version = _FORMAT_VERSION
         begin = time.perf_counter()
-        leftovers = run.commit.land(metadata)
+        leftovers = commit.land(metadata)
         self.stats = replace(run.stats, commit_seconds=time.perf_counter() - begin)
         _log.info("saved to %s: %s", run.uri, self.stats)
         if leftovers:
             warnings.warn(
                 f"the checkpoint at {run.uri} is complete, but objects of the one that it "
                 f"replaced could not be removed: {leftovers}",
-                stacklevel=2,
+                stacklevel=3,
             )
 
     def _under_way(self, step: str) -> _Run:
