@@ -167,6 +167,8 @@ MODES: dict[str, dict[str, Any]] = {
     "reset once": {"fault": Fault.CUT},
     "unanswered": {"fault": Fault.LOSE, "always": True},
     "unanswered once": {"fault": Fault.LOSE},
+    "late": {"fault": Fault.LATE, "always": True},
+    "late once": {"fault": Fault.LATE},
     "server gone": {"fault": Fault.CUT, "then": Fault.CUT},
     "server gone unanswered": {"fault": Fault.LOSE, "then": Fault.CUT},
 }
@@ -211,6 +213,12 @@ def test_each_request_of_an_overwrite_fails_in_turn(
             assert on_seaweed.listing() == before, target
         if not strike.may_leave():
             assert open_uploads(on_seaweed) == opened, target
+        if strike.fault is Fault.LATE:
+            proxy.release()
+            found = holds(on_seaweed, "run", tmp_path / f"{number} late", old, new)
+            check(raised, found, old, new)
+            if target == ("PutObject", None, True):
+                assert found is new, "the commit landed late, and its data is still there"
         old = found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import http.client
 import os
 import socket
 import struct
@@ -12,6 +11,7 @@ import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -43,6 +43,7 @@ class Fault(Enum):
     FAIL = "500, and the server never sees it"
     CUT = "the connection is reset, and the server never sees it"
     LOSE = "the server acts on it, then the connection is reset instead of an answer"
+    LATE = "the connection is reset; the server sees it long after, when it is released"
 
 
 _ERRORS = {Fault.DENY: (403, "AccessDenied"), Fault.FAIL: (500, "InternalError")}
@@ -72,6 +73,7 @@ class FaultProxy:
         self.server = (str(place.hostname), int(place.port or 80))
         self.judge: Judge = lambda request: None
         self.requests: list[Request] = []
+        self._held: list[Callable[[], object]] = []
         self._lock = threading.Lock()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._http.proxy = self  # type: ignore[attr-defined]
@@ -95,6 +97,15 @@ class FaultProxy:
         config = direct.config.replace(endpoint_url=self.endpoint_url, **settings)
         return place.over(dataclasses.replace(direct, config=config))
 
+    def release(self) -> None:
+        """Let the requests arrive that were late, in their order."""
+        while self._held:
+            self._held.pop(0)()
+
+    def hold(self, send: Callable[[], object]) -> None:
+        """Keep a request until :meth:`release`."""
+        self._held.append(send)
+
     def admit(self, request: Request) -> Fault | None:
         """Note a request and say what becomes of it."""
         with self._lock:
@@ -105,7 +116,7 @@ class FaultProxy:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    _upstream: http.client.HTTPConnection | None = None
+    _upstream: HTTPConnection | None = None
 
     def _handle(self) -> None:
         proxy: FaultProxy = self.server.proxy  # type: ignore[attr-defined]
@@ -117,8 +128,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(status, [], text)
         elif fault is Fault.CUT:
             self._reset()
+        elif fault is Fault.LATE:
+            proxy.hold(lambda: self._pass_on(HTTPConnection(*proxy.server, timeout=60), body))
+            self._reset()
         else:
-            status, headers, data = self._pass_on(proxy.server, body)
+            if self._upstream is None:
+                self._upstream = HTTPConnection(*proxy.server, timeout=60)
+            status, headers, data = self._pass_on(self._upstream, body)
             if fault is Fault.LOSE:
                 self._reset()
             else:
@@ -127,11 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle
 
     def _pass_on(
-        self, server: tuple[str, int], body: bytes
+        self, upstream: HTTPConnection, body: bytes
     ) -> tuple[int, list[tuple[str, str]], bytes]:
-        if self._upstream is None:
-            self._upstream = http.client.HTTPConnection(*server, timeout=60)
-        upstream = self._upstream
         # The headers are signed: they go as they came.
         upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
