@@ -292,10 +292,14 @@ class S3StorageWriter(StorageWriter):
 
     def _files(self, items: Sequence[WriteItem], rank: int) -> list[FileUpload]:
         """Cut a plan into files. Their names are new with every call."""
+        weights = {id(item): item_weight(item) for item in items}
+
+        def weigh(item: WriteItem) -> int:
+            return weights[id(item)]
+
         if self.single_file_per_rank:
-            size = sum(map(item_weight, items))
-            count = max(self.thread_count, -(-size // LARGEST_FILE))
-            buckets = weigh_into_buckets(items, item_weight, count)
+            count = max(self.thread_count, -(-sum(weights.values()) // LARGEST_FILE))
+            buckets = weigh_into_buckets(items, weigh, count)
         else:
             buckets = tuple((item,) for item in items)
         prefix = self.prefix_strategy(rank)
@@ -309,7 +313,7 @@ class S3StorageWriter(StorageWriter):
             FileUpload(
                 f"{prefix}{number}_{token}{DATA_SUFFIX}",
                 bucket,
-                sum(item_weight(item) + 2048 for item in bucket),
+                sum(weigh(item) + 2048 for item in bucket),
             )
             for number, bucket in enumerate(buckets)
         ]

@@ -191,7 +191,12 @@ class Multipart:
         target = self._target
         try:
             with translated("AbortMultipartUpload", target.bucket, target.key):
-                self._client.abort_multipart_upload(UploadId=upload, **target.given_up)
+                try:
+                    self._client.abort_multipart_upload(UploadId=upload, **target.given_up)
+                except ClientError as error:
+                    # As an abort says that is tried again after its answer was lost.
+                    if code_of(error) != "NoSuchUpload":
+                        raise
         except S3DCPError as error:
             _log.error(
                 "parts of a failed upload stay behind at s3://%s/%s, upload %s: %s",
