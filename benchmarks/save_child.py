@@ -31,7 +31,8 @@ def main() -> None:
     system.open()
     system.warm()
     cost = measure(lambda: system.save(state))
-    print(json.dumps({**asdict(cost), "needed": needed, "pid": os.getpid()}))
+    requests = getattr(system, "requests", None)
+    print(json.dumps({**asdict(cost), "needed": needed, "requests": requests, "pid": os.getpid()}))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -59,6 +60,7 @@ class Ours:
         self._missing = ObjectNotFoundError
         self._options: dict[str, Any] = {"thread_count": int(threads)} if threads else {}
         self._path = target.path
+        self._lock = threading.Lock()
 
     def open(self) -> None:
         self.storage = self._make_writer(self._path, **self._options)
@@ -69,7 +71,13 @@ class Ours:
             self.storage.transport.head(bucket, f"{prefix}/{_METADATA}")
 
     def save(self, state: State) -> None:
+        self.requests = 0
+        self.storage.transport.client.meta.events.register("before-send.s3", self._count)
         save(state, storage_writer=self.storage, no_dist=True)
+
+    def _count(self, **_: Any) -> None:
+        with self._lock:
+            self.requests += 1
 
 
 class _OverFiles:

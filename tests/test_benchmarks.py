@@ -85,6 +85,8 @@ def test_saves(run: Run, server: str) -> None:
         for system in systems[:3]:
             (measured,) = table["runs"][system]
             assert measured["sent"] > measured["needed"] > 0
+        # HEAD and PUT of the metadata, and PUT of one object of data.
+        assert table["runs"]["ours"][0]["requests"] == 3
 
 
 @pytest.mark.peers
@@ -98,6 +100,16 @@ def test_saves_of_other_packages(run: Run, server: str, capsys: pytest.CaptureFi
     able = systems if server == "seaweed" else systems[:-1]
     assert [row["system"] for row in table["rows"]] == able
     assert ("left out: fsspec" in capsys.readouterr().out) == (able != systems)
+
+
+@pytest.mark.server
+def test_delta_saves(run: Run) -> None:
+    tables = run("delta")
+    assert [table["title"] for table in tables] == ["last", "scattered"]
+    for table in tables:
+        (full,), (delta,) = table["runs"]["full"], table["runs"]["delta"]
+        assert full["bytes_stored"] == delta["bytes_stored"]
+        assert 0 < delta["bytes_uploaded"] < 0.15 * full["bytes_uploaded"]
 
 
 @pytest.mark.parametrize("server", [SEAWEED, "sink"])
