@@ -115,9 +115,9 @@ class S3StorageWriter(StorageWriter):
             )
         address, self.region = order_location(path, region)
         self._uri = parse_uri(address)
-        self.transport = transport or BotoTransport(
-            self.region, check_config(s3client_config), agent_for()
-        )
+        config = check_config(s3client_config)
+        self._memory_budget = config.memory_budget
+        self.transport = transport or BotoTransport(self.region, config, agent_for())
         self.prefix_strategy = prefix_strategy or DefaultPrefixStrategy()
         self.thread_count = thread_count
         self.single_file_per_rank = single_file_per_rank
@@ -241,6 +241,7 @@ class S3StorageWriter(StorageWriter):
             self.extensions,
             self.thread_count,
             self.progress,
+            memory_budget=self._memory_budget,
         )
         self.stats = run.stats
         if run.commit is None:

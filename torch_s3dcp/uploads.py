@@ -21,6 +21,7 @@ from .file_stream import Cancelled, FileStream
 from .items import descriptors_of
 from .stats import SaveProgress, SaveStats
 from .transports import Transport, Uploaded
+from .unloading import Unloading
 from .uri import S3URI
 from .written import FileNote, results_of
 
@@ -75,8 +76,12 @@ def upload_files(
     extensions: Sequence[StreamTransformExtension],
     thread_count: int,
     report: Callable[[SaveProgress], None] | None = None,
+    *,
+    memory_budget: int,
 ) -> tuple[list[WriteResult], SaveStats]:
     """Write all files, ``thread_count`` at a time; return where each item lies.
+
+    Data of tensors on devices waits in ``memory_budget`` bytes, over all files.
 
     Raises:
         BaseException: The first failure. The other uploads are given up and what was
@@ -86,6 +91,8 @@ def upload_files(
     # Planners are not thread-safe. The lock covers the look-up of a tensor, never I/O.
     planning, stop = threading.Lock(), threading.Event()
     progress = _Progress(files, report)
+    # In this thread: its streams are those that the copies come after.
+    unloading = Unloading(memory_budget // max(1, min(thread_count, len(files))))
     results: dict[str, list[WriteResult]] = {}
     uploads: list[Uploaded] = []
 
@@ -95,7 +102,7 @@ def upload_files(
         return data
 
     def upload(file: FileUpload) -> None:
-        stream = FileStream(file.items, resolve, extensions, stop, progress.stored)
+        stream = FileStream(file.items, resolve, extensions, stop, progress.stored, unloading)
         key = base.join(file.path).key
         try:
             done = transport.upload(base.bucket, key, stream, expected_size=file.expected_size)
@@ -104,6 +111,8 @@ def upload_files(
         except BaseException:
             stop.set()
             raise
+        finally:
+            stream.close()
         note = FileNote(str(base), done.size)
         written = stream.written()
         results[file.path] = results_of(file.path, written, note, descriptors_of(extensions))

@@ -121,6 +121,7 @@ class Multipart:
         except BaseException as error:
             self._failures.append(error)
             self._failed.set()
+            body.give_up(error)  # its source may be waiting for this part
             raise
         return part
 

@@ -49,6 +49,10 @@ class Body:
         """It is stored."""
         self.source.release(self.start, len(self))
 
+    def give_up(self, error: BaseException) -> None:
+        """It will not be stored."""
+        self.source.give_up(error)
+
 
 @dataclass(frozen=True)
 class Target:
