@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 # that a part of an upload, 32 MiB, is begun early and that many files share a budget.
 BLOCK = 8 * 1024 * 1024
 # One block is copied while another waits to be asked for; more would be missing in the upload.
-_AHEAD = 2 * BLOCK
+_AHEAD = 2
 #: Tensors whose bytes are their elements and nothing else.
 PLAIN_TYPES: tuple[type[torch.Tensor], ...] = (torch.Tensor, torch.nn.Parameter)
 
@@ -45,16 +45,17 @@ class Unloading:
 
     Args:
         budget: Bytes of blocks for each of the files that are written at the same time.
+        block_size: Bytes of a block.
     """
 
-    def __init__(self, budget: int) -> None:
-        self._budget = budget
+    def __init__(self, budget: int, block_size: int = BLOCK) -> None:
+        self._limit = max(2, budget // block_size)
+        self._block_size = block_size
         self._streams = current_streams()
 
     def file(self, proceed: Callable[[], None]) -> Unloader:
         """For one file; ``proceed`` raises once the save is stopped."""
-        limit = max(2, self._budget // BLOCK)
-        return Unloader(self._streams, limit, proceed)
+        return Unloader(self._streams, self._block_size, self._limit, proceed)
 
 
 class Unloader:
@@ -62,17 +63,21 @@ class Unloader:
 
     Args:
         streams: The current streams of the thread that began the save.
-        limit: How many blocks there are.
+        block_size: Bytes of a block.
+        limit: How many blocks there are, unless more are needed at once.
         proceed: Raises once the save is stopped.
     """
 
     def __init__(
         self,
         streams: dict[torch.device, DeviceStream],
+        block_size: int,
         limit: int,
         proceed: Callable[[], None],
     ) -> None:
-        self.ring: Ring[torch.Tensor] = Ring(self._make, BLOCK, limit, proceed)
+        self.ring: Ring[torch.Tensor] = Ring(self._make, block_size, limit, proceed)
+        self._block_size = block_size
+        self._most_ahead = _AHEAD * block_size
         self._streams = streams
         self._lanes: dict[torch.device, Lane | None] = {}
         # Those with copies to queue, and all that are not handed out: nobody else may keep them.
@@ -84,7 +89,7 @@ class Unloader:
     @property
     def looks_ahead(self) -> bool:
         """Whether another tensor may begin before the last one was handed out."""
-        return self._ahead < _AHEAD and not self._line
+        return self._ahead < self._most_ahead and not self._line
 
     def begin(self, tensor: torch.Tensor, whole: bool) -> Unloaded | None:
         """Begin to copy a tensor; it is to be handed out after those that were begun before.
@@ -110,7 +115,7 @@ class Unloader:
 
     def run_ahead(self) -> None:
         """Queue copies, as far as there are free blocks, and not too far."""
-        while self._line and self._ahead < _AHEAD:
+        while self._line and self._ahead < self._most_ahead:
             claim = self.ring.claim(self._line[0].unqueued)
             if claim is None:
                 return
@@ -161,11 +166,13 @@ class Unloader:
     def _make(self) -> torch.Tensor:
         if self._can_pin:
             try:
-                return torch.empty(BLOCK, dtype=torch.uint8, device="cpu", pin_memory=True)
+                return torch.empty(
+                    self._block_size, dtype=torch.uint8, device="cpu", pin_memory=True
+                )
             except RuntimeError as error:
                 _log.warning("no more memory can be pinned, copies from devices wait: %s", error)
                 self._can_pin = False
-        return torch.empty(BLOCK, dtype=torch.uint8, device="cpu")
+        return torch.empty(self._block_size, dtype=torch.uint8, device="cpu")
 
 
 class _Copy(NamedTuple):

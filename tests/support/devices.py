@@ -120,6 +120,8 @@ class LazyModule:
         self.copies = 0
         #: Copies that should not have blocked, but first had to be packed on the host.
         self.packed = 0
+        #: After so many of these copies the device is broken.
+        self.fails_after = 2**60
         #: Bytes that were pinned at the same time, at most.
         self.most_pinned = 0
 
@@ -293,6 +295,8 @@ class LazyDevice(TorchDispatchMode):
         reference, _ = self.pinned.get(tensor.untyped_storage().data_ptr(), (None, 0))
         if reference is None or reference.expired() or not tensor.is_contiguous():
             return None
+        if self.module.copies >= self.module.fails_after:
+            raise RuntimeError("the device is broken")
         self.module.copies += 1
         return self.weak(tensor, "pinned memory")
 
