@@ -66,7 +66,8 @@ class S3StorageWriter(StorageWriter):
         path: Where to save, ``s3://bucket/prefix``. s3torchconnector's order
             ``(region, path)`` is accepted too.
         region: Region of the bucket; None: as boto3 finds it.
-        s3client_config: Settings of the connection.
+        s3client_config: Settings of the connection. Beside a ``transport`` only ``memory_budget``
+            counts, for blocks that tensors on devices are copied to.
         prefix_strategy: How data keys spread over prefixes; default ``__{rank}_``.
         thread_count: Files per rank, written at the same time.
         transport: Does the requests; by default boto3 with the settings above.

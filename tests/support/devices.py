@@ -16,7 +16,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.device("lazy", 0)
 aten = torch.ops.aten
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 Access = Callable[[], torch.Tensor | None]
 
@@ -323,6 +324,8 @@ class LazyDevice(TorchDispatchMode):
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         stream, first = self.module.current, args[0]
+        if func is aten.is_pinned.default:
+            return False
         if func in (aten.fill_.Scalar, aten.zero_.default, aten.add_.Tensor):
             reach = self.reach(first, stream)
 
@@ -406,6 +409,10 @@ class Cuda:
     def see(self, tensor: torch.Tensor) -> torch.Tensor:
         with torch.cuda.stream(torch.cuda.Stream()):
             return tensor.cpu()
+
+    def known(self) -> nullcontext[None]:
+        """Nothing to do: every thread knows it."""
+        return nullcontext()
 
     def keep_busy(self) -> None:
         """Queue work that takes far longer than queueing what comes next."""
