@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ CASES = ("full", "small")
 _OURS = ("ours", "ours:4")
 _PEERS = ("s3torchconnector:1", "s3torchconnector:4", "s3torchconnector:8", "fsspec")
 _SENT = "sent"
+Runs = dict[str, list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,31 @@ class Setting:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, run, print."""
-    options = _parser().parse_args(arguments)
-    systems = chosen_systems(options.systems, options.server)
+    run_tables(__doc__, arguments, [*_OURS, *installed(_PEERS), "filesystem", "floor"], compare)
+
+
+def run_tables(
+    about: str | None,
+    arguments: Sequence[str] | None,
+    known: Sequence[str],
+    table: Callable[[Setting, Sequence[str], Places, Places], dict[str, Any]],
+) -> None:
+    """The command that makes a ``table`` of each case, with systems that are ``known``."""
+    options = _parser(about).parse_args(arguments)
+    systems = chosen_systems(options.systems, options.server, known)
     tables = []
     with tempfile.TemporaryDirectory(dir=memory_folder()) as name:
         folder = Path(name)
         with open_places(options.server, folder) as places:
             for case in options.case:
                 setting = Setting(case, options.server, options.rounds, options.tiny)
-                tables.append(compare(setting, systems, places, Folders(folder)))
+                tables.append(table(setting, systems, places, Folders(folder)))
     write_json(options.json, tables)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(about: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
+        description=(about or "").splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -71,9 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def chosen_systems(wanted: Sequence[str] | None, server: str) -> list[str]:
-    """The systems of these names that can save to the server; None: all of them."""
-    chosen = pick(wanted, [*_OURS, *installed(_PEERS), "filesystem", "floor"])
+def chosen_systems(wanted: Sequence[str] | None, server: str, known: Sequence[str]) -> list[str]:
+    """The known systems of these names that can save to the server; None: all of them."""
+    chosen = pick(wanted, known)
     if server != "seaweed" and "fsspec" in chosen:
         print(f"left out: fsspec, which needs listings that {server} does not have")
         chosen.remove("fsspec")
@@ -84,22 +95,45 @@ def compare(
     setting: Setting, systems: Sequence[str], places: Places, folders: Places
 ) -> dict[str, Any]:
     """Let the systems take turns; the table with its runs."""
-    results: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
-    for number, system in itertools.product(range(setting.rounds), systems):
-        run = run_child(system, setting, folders if system == "filesystem" else places)
-        results[system].append(run)
-        print(f"round {number + 1}/{setting.rounds} {system}: {run['wall']:.2f} s", flush=True)
+    results = take_turns(setting, systems, places, folders, "benchmarks.save_child", "wall")
     rows = [median_row(system, runs, _SENT) for system, runs in results.items()]
-    needed = next(iter(results.values()))[0]["needed"]
-    title = setting.title(needed)
-    about = f"medians of {setting.rounds}\nmachine {machine()}, torch {torch_version()}"
-    show(rows, f"{title}; {about}", _SENT)
+    title = setting.title(needed_in(results))
+    show(rows, heading(title, setting), _SENT)
     return {"title": title, "setting": vars(setting), "rows": rows, "runs": results}
 
 
-def run_child(system: str, setting: Setting, places: Places) -> dict[str, Any]:
+def heading(title: str, setting: Setting) -> str:
+    """What stands above a table."""
+    about = f"medians of {setting.rounds}\nmachine {machine()}, torch {torch_version()}"
+    return f"{title}; {about}"
+
+
+def needed_in(results: Runs) -> int:
+    """The bytes of the state that was saved."""
+    needed: int = next(iter(results.values()))[0]["needed"]
+    return needed
+
+
+def take_turns(
+    setting: Setting,
+    systems: Sequence[str],
+    places: Places,
+    folders: Places,
+    module: str,
+    seconds: str,
+) -> Runs:
+    """The runs of each system, in the order of the rounds; ``seconds``: the figure to print."""
+    results: Runs = {system: [] for system in systems}
+    for number, system in itertools.product(range(setting.rounds), systems):
+        run = run_child(system, setting, folders if system == "filesystem" else places, module)
+        results[system].append(run)
+        print(f"round {number + 1}/{setting.rounds} {system}: {run[seconds]:.2f} s", flush=True)
+    return results
+
+
+def run_child(system: str, setting: Setting, places: Places, module: str) -> dict[str, Any]:
     """One save in a fresh process, to a new place, which is gone afterwards."""
-    command = module_for(system, "benchmarks.save_child")
+    command = module_for(system, module)
     command += [system, setting.case, places.new(), *["--tiny"] * setting.tiny]
     run = run_json(system, command, places.environment)
     if system != "floor":

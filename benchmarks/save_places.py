@@ -20,6 +20,7 @@ from torch_s3dcp.testing.servers import SeaweedServer
 
 from .cases import Case
 from .child import check
+from .save_systems import warm_path
 from .servers import BUCKET, PREFIX, sink_server
 from .sink_server import COUNT
 
@@ -46,7 +47,7 @@ class Places(Protocol):
         """
 
     def remove(self) -> None:
-        """Remove what lies at the last place."""
+        """Remove what lies at the last place and beside it."""
 
 
 class Folders:
@@ -64,6 +65,7 @@ class Folders:
 
     def remove(self) -> None:
         shutil.rmtree(self._folder)
+        shutil.rmtree(warm_path(str(self._folder)), ignore_errors=True)
 
 
 class Seaweed:
@@ -114,18 +116,24 @@ class Sink:
         return f"s3://{self._bucket}/{PREFIX}"
 
     def check(self, case: Case) -> int:
-        answer = self.client.get_object(Bucket=self._bucket, Key=f"{PREFIX}/{_METADATA}")
-        metadata = answer["Body"].read()
-        sizes = sizes_in(pickle.loads(metadata))
-        for name, size in sizes.items():
-            found = self.client.head_object(Bucket=self._bucket, Key=f"{PREFIX}/{name}")
-            if found["ContentLength"] != size:
-                raise SystemExit(f"{name} has {found['ContentLength']} bytes, not {size}")
-        sent = sum(sizes.values()) + len(metadata)
+        sent = self._stored(PREFIX)
+        with contextlib.suppress(self.client.exceptions.NoSuchKey):
+            sent += self._stored(warm_path(PREFIX))
         received = self._received() - self._before
         if received != sent:
             raise SystemExit(f"{received} bytes were received, but {sent} are in the checkpoint")
         return received
+
+    def _stored(self, prefix: str) -> int:
+        """The bytes of a checkpoint, whose objects have the sizes that its metadata says."""
+        answer = self.client.get_object(Bucket=self._bucket, Key=f"{prefix}/{_METADATA}")
+        metadata = answer["Body"].read()
+        sizes = sizes_in(pickle.loads(metadata))
+        for name, size in sizes.items():
+            found = self.client.head_object(Bucket=self._bucket, Key=f"{prefix}/{name}")
+            if found["ContentLength"] != size:
+                raise SystemExit(f"{name} has {found['ContentLength']} bytes, not {size}")
+        return sum(sizes.values()) + len(metadata)
 
     def remove(self) -> None:
         """Nothing lies there."""

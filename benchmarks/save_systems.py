@@ -33,6 +33,9 @@ class Target:
 class System(Protocol):
     """Called in this order; the clock runs for ``save`` alone."""
 
+    storage: Any
+    """The storage writer, once it was made; None where there is none."""
+
     def open(self) -> None:
         """Make the storage writer, and the client if making it is a step of its own."""
 
@@ -46,6 +49,8 @@ class System(Protocol):
 class Ours:
     """This package, with as many threads as its name says or with its defaults."""
 
+    storage: Any
+
     def __init__(self, threads: str, target: Target) -> None:
         from torch_s3dcp import S3StorageWriter
         from torch_s3dcp.exceptions import ObjectNotFoundError
@@ -56,15 +61,15 @@ class Ours:
         self._path = target.path
 
     def open(self) -> None:
-        self._storage = self._make_writer(self._path, **self._options)
+        self.storage = self._make_writer(self._path, **self._options)
 
     def warm(self) -> None:
         bucket, _, prefix = self._path.removeprefix("s3://").partition("/")
         with contextlib.suppress(self._missing):
-            self._storage.transport.head(bucket, f"{prefix}/{_METADATA}")
+            self.storage.transport.head(bucket, f"{prefix}/{_METADATA}")
 
     def save(self, state: State) -> None:
-        save(state, storage_writer=self._storage, no_dist=True)
+        save(state, storage_writer=self.storage, no_dist=True)
 
 
 class _OverFiles:
@@ -129,6 +134,8 @@ class FileSystem(_OverFiles):
 class Floor:
     """Raw sockets out of memory that is there: what the server and the kernel allow."""
 
+    storage = None
+
     def __init__(self, _: str, target: Target) -> None:
         import boto3
         from botocore.config import Config
@@ -173,6 +180,11 @@ SYSTEMS: dict[str, Callable[[str, Target], System]] = {
     "filesystem": FileSystem,
     "floor": Floor,
 }
+
+
+def warm_path(path: str) -> str:
+    """Where a save to warm up goes, beside the one that is measured."""
+    return path + "-warm"
 
 
 def make_system(name: str, target: Target) -> System:

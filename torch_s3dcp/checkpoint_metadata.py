@@ -6,6 +6,7 @@ use are known (torch 2.3 to 2.15); everything else is refused.
 
 from __future__ import annotations
 
+import copyreg
 import io
 import pickle
 from collections import OrderedDict
@@ -41,7 +42,9 @@ def metadata_name(rank: int | None = None) -> str:
 def dump_metadata(metadata: dcp.Metadata) -> bytes:
     """Pickle as torch's writer does, in the form that every version of torch reads."""
     output = io.BytesIO()
-    _Pickler(output).dump(metadata)
+    pickler = pickle.Pickler(output)
+    pickler.dispatch_table = {**copyreg.dispatch_table, dcp.TensorProperties: _reduced_properties}
+    pickler.dump(metadata)
     return output.getvalue()
 
 
@@ -119,15 +122,11 @@ def _check_storage(storage_data: Any) -> None:
             )
 
 
-class _Pickler(pickle.Pickler):
+def _reduced_properties(value: dcp.TensorProperties) -> Any:
     """Leaves out what torch 2.15 adds to the state of TensorProperties: 2.14 fails on it."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if type(value) is not dcp.TensorProperties:
-            return NotImplemented
-        reduced: Any = value.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
-        make, args, state, *rest = reduced
-        return make, args, tuple(state)[:5], *rest
+    reduced: Any = value.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+    make, args, state, *rest = reduced
+    return make, args, tuple(state)[:5], *rest
 
 
 class _TensorProperties(dcp.TensorProperties):

@@ -46,6 +46,14 @@ class Checksum:
         """As S3 writes it."""
         return base64.b64encode(value.to_bytes(self.width, "big")).decode()
 
+    def value(self, text: str) -> int:
+        """From how S3 writes it."""
+        return int.from_bytes(base64.b64decode(text), "big")
+
+    def with_data(self, value: int) -> dict[str, str]:
+        """What a request says that carries data. Buckets with Object Lock want the name too."""
+        return {"ChecksumAlgorithm": self.name, self.member: self.text(value)}
+
 
 _KNOWN = {
     "CRC64NVME": Checksum("CRC64NVME", 8, crt.crc64nvme, crt.combine_crc64nvme),

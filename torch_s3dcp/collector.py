@@ -30,6 +30,7 @@ class CollectorPause:
 
     def __init__(self) -> None:
         self._until = 0.0
+        self._timer: threading.Timer | None = None
 
     def __enter__(self) -> CollectorPause:
         global _was_enabled
@@ -44,6 +45,14 @@ class CollectorPause:
             self.end()
             raise
         return self
+
+    def begin(self) -> None:
+        """Begin it without a block to leave: it ends by itself if nobody ends it."""
+        self.__enter__()
+        timer = threading.Timer(_LONGEST, self.end)
+        timer.daemon = True
+        timer.start()
+        self._timer = timer
 
     def __exit__(
         self,
@@ -64,6 +73,8 @@ class CollectorPause:
             if _was_enabled and set(_pauses) == {self}:
                 gc.enable()
             _pauses.discard(self)
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 def _forget() -> None:

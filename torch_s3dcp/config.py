@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .exceptions import ConfigurationError
+from .tags import Tags
 
 if TYPE_CHECKING:
     import boto3
@@ -16,6 +17,17 @@ if TYPE_CHECKING:
 _MIB = 1024 * 1024
 _CHECKSUMS = ("CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256")
 _ENCRYPTIONS = ("AES256", "aws:kms", "aws:kms:dsse")
+_ACLS = (
+    "private",
+    "public-read",
+    "public-read-write",
+    "authenticated-read",
+    "aws-exec-read",
+    "bucket-owner-read",
+    "bucket-owner-full-control",
+)
+# AES-256 is the only cipher of SSE-C.
+_CUSTOMER_KEY = 32
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,12 @@ class S3ClientConfig:
         storage_class: Storage class of what is written, such as ``STANDARD_IA``.
         server_side_encryption: ``AES256``, ``aws:kms`` or ``aws:kms:dsse``.
         sse_kms_key_id: Key for the two KMS modes.
+        sse_customer_key: 32 bytes with which S3 encrypts what is written and decrypts what is read
+            (SSE-C). S3 does not keep them: who loses them has lost the data. They are never shown,
+            go over https only, and pickling is refused.
+        tags: Tags of every object that is written: at most 10, keys of 1 to 128 characters,
+            values of up to 256.
+        acl: Canned ACL of every object that is written, such as ``bucket-owner-full-control``.
         checksum_algorithm: Checksum that the server verifies on uploads; None: CRC64NVME.
         presigned_reads: Ask for further ranges of an object by a URL that was signed once, which
             takes a fraction of the CPU time. Where a server refuses such URLs (some bucket policies
@@ -102,6 +120,9 @@ class S3ClientConfig:
     presigned_reads: bool = True
     connect_timeout: float = 10.0
     read_timeout: float = 60.0
+    sse_customer_key: bytes | None = field(default=None, repr=False)
+    tags: Mapping[str, str] | None = None
+    acl: str | None = None
 
     def __post_init__(self) -> None:
         _of_kind(self, bool, "unsigned", "force_path_style", "requester_pays", "presigned_reads")
@@ -117,10 +138,11 @@ class S3ClientConfig:
         _whole(self, "memory_budget", 16 * _MIB, None)
         _one_of(self, "checksum_algorithm", _CHECKSUMS)
         _one_of(self, "server_side_encryption", _ENCRYPTIONS)
-        if self.sse_kms_key_id and not (self.server_side_encryption or "").startswith("aws:kms"):
-            raise ConfigurationError(
-                "sse_kms_key_id needs server_side_encryption='aws:kms' or 'aws:kms:dsse'"
-            )
+        _one_of(self, "acl", _ACLS)
+        if self.tags is not None:
+            _of_kind(self, Mapping, "tags")
+            # A copy: the caller's mapping may change.
+            object.__setattr__(self, "tags", Tags(self.tags))
         endpoint = self.endpoint_url
         if endpoint is not None and not endpoint.startswith(("http://", "https://")):
             raise ConfigurationError(
@@ -131,7 +153,34 @@ class S3ClientConfig:
             raise ConfigurationError(
                 "endpoint_url must not hold a login; give keys as S3ClientConfig(credentials=...)"
             )
+        self._check_customer_key()
+        if self.sse_kms_key_id and not (self.server_side_encryption or "").startswith("aws:kms"):
+            raise ConfigurationError(
+                "sse_kms_key_id needs server_side_encryption='aws:kms' or 'aws:kms:dsse'"
+            )
         self._check_sources()
+
+    def _check_customer_key(self) -> None:
+        key = self.sse_customer_key
+        if key is None:
+            return
+        # Never shown, not even a wrong one.
+        if not isinstance(key, bytes):
+            raise ConfigurationError(
+                f"sse_customer_key must be {_CUSTOMER_KEY} bytes, not a {type(key).__name__}; "
+                "decode one that is text, such as base64"
+            )
+        if len(key) != _CUSTOMER_KEY:
+            raise ConfigurationError(
+                f"sse_customer_key must be {_CUSTOMER_KEY} bytes (AES-256), got {len(key)}"
+            )
+        for name in ("server_side_encryption", "sse_kms_key_id"):
+            if getattr(self, name) is not None:
+                raise ConfigurationError(
+                    f"sse_customer_key and {name} contradict each other: each says with which "
+                    "key S3 encrypts; give one of them"
+                )
+        check_secure(self.endpoint_url)
 
     def _check_sources(self) -> None:
         """At most one place may say which credentials to use."""
@@ -157,8 +206,28 @@ class S3ClientConfig:
                     f"S3ClientConfig({name}=...) cannot be sent to another process; describe "
                     "the connection with profile, endpoint_url and the environment instead"
                 )
+        if self.sse_customer_key is not None:
+            raise ConfigurationError(
+                "S3ClientConfig(sse_customer_key=...) is not sent to another process; use "
+                "server_side_encryption='aws:kms' with sse_kms_key_id, or save in this process"
+            )
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return _rebuild, (values,)
+
+
+def check_secure(endpoint: str | None) -> None:
+    """Refuse to send a customer's key in the clear; boto3 would send it.
+
+    Raises:
+        ConfigurationError: The endpoint is not reached by https.
+    """
+    if endpoint is not None and not endpoint.lower().startswith("https://"):
+        # Not shown: it may hold a login.
+        raise ConfigurationError(
+            "sse_customer_key goes over https only, as S3 demands, but endpoint_url (or "
+            "AWS_ENDPOINT_URL, or the client's own) is http: who listens would have the key; "
+            "use an https endpoint"
+        )
 
 
 def check_config(config: S3ClientConfig | None) -> S3ClientConfig:

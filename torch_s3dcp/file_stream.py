@@ -22,7 +22,7 @@ from ._torch import StreamTransformExtension
 from .checksums import CRC64
 from .chunk_checksums import SMALL_ITEM, DataRange, FileChecksums, ItemChecksums, of_small, packed
 from .exceptions import S3DCPError
-from .items import serialize_bytes, serialize_tensor, to_stored_form
+from .items import serialize
 from .segments import SegmentStream
 from .unloading import Unloaded, Unloading
 
@@ -134,7 +134,7 @@ class FileStream(SegmentStream):
                     offset += data.length
                     continue
                 with _of(item):
-                    blocks = self._serialized(data)
+                    blocks = serialize(data, self._extensions)
                 length = sum(map(len, blocks))
                 written = WrittenItem(item.index, offset, length)
                 self._written.append(written)
@@ -163,11 +163,6 @@ class FileStream(SegmentStream):
             while line and not (isinstance(line[-1][1], Unloaded) and self._unloader.looks_ahead):
                 yield line.popleft()
         yield from line
-
-    def _serialized(self, data: torch.Tensor | BytesIO) -> list[memoryview]:
-        if isinstance(data, torch.Tensor):
-            return serialize_tensor(to_stored_form(data), self._extensions)
-        return serialize_bytes(data.getbuffer(), self._extensions)
 
     def _from_device(self, written: WrittenItem, unloaded: Unloaded) -> Iterator[memoryview]:
         begin = len(unloaded.header)

@@ -61,6 +61,15 @@ def to_stored_form(tensor: torch.Tensor) -> torch.Tensor:
     return own.as_strided(tensor.size(), tensor.stride())
 
 
+def serialize(
+    data: torch.Tensor | io.BytesIO, extensions: Sequence[StreamTransformExtension] = ()
+) -> list[memoryview]:
+    """Stock bytes of what a planner gives for an item, as blocks."""
+    if isinstance(data, torch.Tensor):
+        return serialize_tensor(to_stored_form(data), extensions)
+    return serialize_bytes(data.getbuffer(), extensions)
+
+
 def serialize_tensor(
     tensor: torch.Tensor, extensions: Sequence[StreamTransformExtension] = ()
 ) -> list[memoryview]:

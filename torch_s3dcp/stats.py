@@ -98,7 +98,9 @@ class SaveStats:
         items: Tensors and other values in them.
         unverifiable_items: Items stored without checksums of their pieces: the transport took
             their data without asking for them.
+        copied_items: Items that the store copied from an earlier checkpoint.
         bytes_stored: Size of the data objects.
+        bytes_copied: Bytes of them that the store copied.
         data_requests: Requests for them that were answered, without those below.
         retries: Requests for them that were made again.
         upload_seconds: Uploading, looking up tensors included.
@@ -108,16 +110,25 @@ class SaveStats:
     files: int = 0
     items: int = 0
     unverifiable_items: int = 0
+    copied_items: int = 0
     bytes_stored: int = 0
+    bytes_copied: int = 0
     data_requests: int = 0
     retries: int = 0
     upload_seconds: float = 0.0
     commit_seconds: float = 0.0
 
+    @property
+    def bytes_uploaded(self) -> int:
+        """Bytes that this rank sent."""
+        return self.bytes_stored - self.bytes_copied
+
     def __str__(self) -> str:
-        rate = self.bytes_stored / 1e9 / self.upload_seconds if self.upload_seconds else 0.0
+        sent = self.bytes_uploaded
+        rate = sent / 1e9 / self.upload_seconds if self.upload_seconds else 0.0
+        copied = f"and {self.bytes_copied / 1e6:.1f} MB copied " if self.bytes_copied else ""
         return (
-            f"{self.bytes_stored / 1e6:.1f} MB in {self.upload_seconds:.2f} s ({rate:.2f} GB/s), "
+            f"{sent / 1e6:.1f} MB {copied}in {self.upload_seconds:.2f} s ({rate:.2f} GB/s), "
             f"{self.items} items in {self.files} files, {self.data_requests} requests and "
             f"{self.retries} of them again; commit {self.commit_seconds:.2f} s"
         )

@@ -26,14 +26,16 @@ from torch.futures import Future
 
 from ._torch import StreamTransformExtension, agent_for, global_rank
 from .checkpoint_metadata import METADATA_NAME, metadata_name
+from .collector import CollectorPause
 from .commit import Commit, begin_commit
 from .config import S3ClientConfig, check_config
+from .delta import Earlier
 from .exceptions import CheckpointExistsError, ConfigurationError, S3DCPError
 from .plan import weigh_into_buckets
 from .prefixes import DefaultPrefixStrategy, S3PrefixStrategyBase
 from .stats import SaveProgress, SaveStats
-from .transports import BotoTransport, Transport
-from .uploads import FileUpload, upload_files
+from .transports import BotoTransport, Composes, Transport
+from .uploads import FileUpload, Uploads
 from .uri import S3URI, is_uri, order_location, parse_uri
 from .written import storage_data_of
 
@@ -41,6 +43,12 @@ _log = logging.getLogger(__name__)
 
 DATA_SUFFIX = ".distcp"
 _FORMAT_VERSION = "1.0.0"
+
+#: ``delta_from``: what this writer saved last.
+PREVIOUS = "previous"
+# Larger objects bring no more bandwidth: their parts are many at once anyway. But they are one
+# thing to lose, and have a limit.
+LARGEST_FILE = 64 * 1024**3
 
 # Weight of an item whose size is not known from the plan.
 _BLOB_WEIGHT = 1024
@@ -57,6 +65,9 @@ class _Run:
     begun: bool = False
     commit: Commit | None = None
     stats: SaveStats = field(default_factory=SaveStats)
+    # From planning to the end most of what is made lives as long as the save. Looking through it
+    # took 0.2 s and more for 10,000 tensors, in which no other thread runs.
+    pause: CollectorPause = field(default_factory=CollectorPause)
 
 
 class S3StorageWriter(StorageWriter):
@@ -69,7 +80,8 @@ class S3StorageWriter(StorageWriter):
         s3client_config: Settings of the connection. Beside a ``transport`` only ``memory_budget``
             counts, for blocks that tensors on devices are copied to.
         prefix_strategy: How data keys spread over prefixes; default ``__{rank}_``.
-        thread_count: Files per rank, written at the same time.
+        thread_count: Files per rank, written at the same time. More, one after another, where
+            they would be larger than 64 GiB.
         transport: Does the requests; by default boto3 with the settings above.
         single_file_per_rank: False: a file for each item.
         sync_files: Accepted as in torch's writer. S3 has nothing to sync.
@@ -80,6 +92,9 @@ class S3StorageWriter(StorageWriter):
         overwrite: False: refuse to replace a checkpoint.
         progress: Told how far this rank's save is, whenever a part of an object is stored: from
             several threads, one at a time. An error in it fails the save.
+        delta_from: An earlier checkpoint: items whose bytes it holds are copied by the store, not
+            uploaded. Its address, or ``"previous"``: what this writer saved last. Where it cannot
+            be read, everything is uploaded, with a warning.
         _extensions: Transformations of the stored bytes, as in torch's writer.
         serialization_format: Only ``TORCH_SAVE``.
 
@@ -103,6 +118,7 @@ class S3StorageWriter(StorageWriter):
         cache_staged_state_dict: bool = False,
         overwrite: bool = True,
         progress: Callable[[SaveProgress], None] | None = None,
+        delta_from: str | os.PathLike[str] | None = None,
         _extensions: Sequence[StreamTransformExtension] | None = None,
         serialization_format: SerializationFormat = SerializationFormat.TORCH_SAVE,
     ) -> None:
@@ -127,9 +143,11 @@ class S3StorageWriter(StorageWriter):
         self.cache_staged_state_dict = cache_staged_state_dict
         self.overwrite = overwrite
         self.progress = progress
+        self.delta_from = _check_delta(delta_from, self.transport)
         #: What this rank's last save did; None before the first.
         self.stats: SaveStats | None = None
         self.extensions = tuple(_extensions or ())
+        self._previous: S3URI | None = None
         self._last_save_id = str(uuid.uuid4())
         self._here = threading.local()
 
@@ -207,6 +225,7 @@ class S3StorageWriter(StorageWriter):
                     bucket=run.uri.bucket,
                     key=run.uri.join(name).key,
                 )
+        run.pause.begin()
 
     def _refuse_shadowed(self, run: _Run) -> None:
         """A load prefers ``.metadata``: it would never see the ranks' own metadata beside it."""
@@ -234,27 +253,55 @@ class S3StorageWriter(StorageWriter):
             BaseException: Whatever the planner raised.
         """
         run = self._under_way("write_data")
-        results, run.stats = upload_files(
+        uploads = Uploads(
             self.transport,
             run.uri,
-            self._files(plan.items, run.rank),
             planner,
             self.extensions,
             self.thread_count,
             self.progress,
+            self._earlier(run),
             memory_budget=self._memory_budget,
         )
+        try:
+            results, run.stats = uploads.run(self._files(plan.items, run.rank))
+        except BaseException:
+            run.pause.end()
+            raise
+        self._previous = run.uri
         self.stats = run.stats
         if run.commit is None:
             self._here.run = None  # another rank commits: this one's part is done
+            run.pause.end()
         done: Future[list[WriteResult]] = Future()
         done.set_result(results)
         return done
 
+    def _earlier(self, run: _Run) -> Earlier | None:
+        """The checkpoint whose bytes this save may use again."""
+        base = self._previous if self.delta_from == PREVIOUS else self.delta_from
+        if base is None:
+            return None
+        base = parse_uri(str(base))
+        name = metadata_name(run.rank if run.alone else None)
+        try:
+            return Earlier.load(self.transport, base, name)
+        except S3DCPError as error:
+            warnings.warn(
+                f"everything is uploaded, since {base} cannot be used again: {error}", stacklevel=2
+            )
+            return None
+
     def _files(self, items: Sequence[WriteItem], rank: int) -> list[FileUpload]:
         """Cut a plan into files. Their names are new with every call."""
+        weights = {id(item): item_weight(item) for item in items}
+
+        def weigh(item: WriteItem) -> int:
+            return weights[id(item)]
+
         if self.single_file_per_rank:
-            buckets = weigh_into_buckets(items, item_weight, self.thread_count)
+            count = max(self.thread_count, -(-sum(weights.values()) // LARGEST_FILE))
+            buckets = weigh_into_buckets(items, weigh, count)
         else:
             buckets = tuple((item,) for item in items)
         prefix = self.prefix_strategy(rank)
@@ -268,7 +315,7 @@ class S3StorageWriter(StorageWriter):
             FileUpload(
                 f"{prefix}{number}_{token}{DATA_SUFFIX}",
                 bucket,
-                sum(item_weight(item) + 2048 for item in bucket),
+                sum(weigh(item) + 2048 for item in bucket),
             )
             for number, bucket in enumerate(buckets)
         ]
@@ -289,22 +336,30 @@ class S3StorageWriter(StorageWriter):
             raise ConfigurationError("finish() is for the coordinator")
         self._here.run = None
         try:
+            self._commit(run, run.commit, metadata, results)
+        finally:
+            run.pause.end()
+
+    def _commit(
+        self, run: _Run, commit: Commit, metadata: Metadata, results: list[list[WriteResult]]
+    ) -> None:
+        try:
             storage_data = storage_data_of(results, metadata, run.uri)
         except S3DCPError:
-            run.commit.give_up(results)
+            commit.give_up(results)
             raise
         metadata.storage_data = storage_data
         metadata.storage_meta = StorageMeta(checkpoint_id=str(run.uri), save_id=run.save_id)
         metadata.version = _FORMAT_VERSION
         begin = time.perf_counter()
-        leftovers = run.commit.land(metadata)
+        leftovers = commit.land(metadata)
         self.stats = replace(run.stats, commit_seconds=time.perf_counter() - begin)
         _log.info("saved to %s: %s", run.uri, self.stats)
         if leftovers:
             warnings.warn(
                 f"the checkpoint at {run.uri} is complete, but objects of the one that it "
                 f"replaced could not be removed: {leftovers}",
-                stacklevel=2,
+                stacklevel=3,
             )
 
     def _under_way(self, step: str) -> _Run:
@@ -312,6 +367,16 @@ class S3StorageWriter(StorageWriter):
         if run is None or not run.begun:
             raise ConfigurationError(f"{step}() was called before set_up_storage_writer()")
         return run
+
+
+def _check_delta(base: str | os.PathLike[str] | None, transport: Transport) -> str | None:
+    found = base if base is None or base == PREVIOUS else str(parse_uri(base))
+    if found is not None and not isinstance(transport, Composes):
+        raise ConfigurationError(
+            f"delta_from needs a transport that copies on the server; {type(transport).__name__} "
+            "does not"
+        )
+    return None if found is None else str(found)
 
 
 def item_weight(item: WriteItem) -> int:

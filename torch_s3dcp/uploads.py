@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from io import BytesIO
+from typing import cast
 
 import torch
 from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
@@ -16,11 +17,12 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from ._torch import StreamTransformExtension
 from .checkpoint_metadata import CHECKSUMS
+from .delta import Earlier, PlannedFile
 from .exceptions import BucketNotFoundError, S3DCPError, StorageError
 from .file_stream import Cancelled, FileStream
 from .items import descriptors_of
 from .stats import SaveProgress, SaveStats
-from .transports import Transport, Uploaded
+from .transports import Composes, Transport, Uploaded
 from .unloading import Unloading
 from .uri import S3URI
 from .written import FileNote, results_of
@@ -68,72 +70,135 @@ class _Progress:
             self._report(SaveProgress(self._done, total, self._complete, self._files))
 
 
-def upload_files(
-    transport: Transport,
-    base: S3URI,
-    files: Sequence[FileUpload],
-    planner: SavePlanner,
-    extensions: Sequence[StreamTransformExtension],
-    thread_count: int,
-    report: Callable[[SaveProgress], None] | None = None,
-    *,
-    memory_budget: int,
-) -> tuple[list[WriteResult], SaveStats]:
-    """Write all files, ``thread_count`` at a time; return where each item lies.
+@dataclass
+class Uploads:
+    """The uploads of one rank in one save; ``run`` does them.
 
-    Data of tensors on devices waits in ``memory_budget`` bytes, over all files.
-
-    Raises:
-        BaseException: The first failure. The other uploads are given up and what was
-            uploaded is removed before it is raised.
+    Args:
+        transport: Does the requests.
+        base: Address of the checkpoint.
+        planner: Gives the tensors.
+        extensions: Transformations of the stored bytes.
+        thread_count: Files that are written at the same time.
+        report: Told how far it is.
+        earlier: A checkpoint whose bytes may be used again.
+        memory_budget: Bytes in which data of tensors on devices waits, over all files.
     """
-    begin = time.perf_counter()
+
+    transport: Transport
+    base: S3URI
+    planner: SavePlanner
+    extensions: Sequence[StreamTransformExtension] = ()
+    thread_count: int = 1
+    report: Callable[[SaveProgress], None] | None = None
+    earlier: Earlier | None = None
+    memory_budget: int = 256 * 1024 * 1024
     # Planners are not thread-safe. The lock covers the look-up of a tensor, never I/O.
-    planning, stop = threading.Lock(), threading.Event()
-    progress = _Progress(files, report)
-    # In this thread: its streams are those that the copies come after.
-    unloading = Unloading(memory_budget // max(1, min(thread_count, len(files))))
-    results: dict[str, list[WriteResult]] = {}
-    uploads: list[Uploaded] = []
+    _planning: threading.Lock = field(default_factory=threading.Lock)
+    _stop: threading.Event = field(default_factory=threading.Event)
 
-    def resolve(item: WriteItem) -> torch.Tensor | BytesIO:
-        with planning:
-            data: torch.Tensor | BytesIO = planner.resolve_data(item)
-        return data
+    def run(self, files: Sequence[FileUpload]) -> tuple[list[WriteResult], SaveStats]:
+        """Write all files; return where each item lies.
 
-    def upload(file: FileUpload) -> None:
-        stream = FileStream(file.items, resolve, extensions, stop, progress.stored, unloading)
-        key = base.join(file.path).key
+        Raises:
+            BaseException: The first failure. The other uploads are given up and what was
+                uploaded is removed before it is raised.
+        """
+        begin = time.perf_counter()
+        progress = _Progress(files, self.report)
+        # In this thread: its streams are those that the copies come after.
+        together = max(1, min(self.thread_count, len(files)))
+        unloading = Unloading(self.memory_budget // together)
+        done: dict[str, _Done] = {}
+
+        def upload(file: FileUpload) -> None:
+            try:
+                done[file.path] = self._upload(file, progress, unloading)
+            except BaseException:
+                self._stop.set()
+                raise
+
         try:
-            done = transport.upload(base.bucket, key, stream, expected_size=file.expected_size)
-            _check_size(base, key, stream.position, done.size)
-            progress.complete(file, done.size)
+            _in_parallel(upload, files, self.thread_count, self._stop)
         except BaseException:
-            stop.set()
+            _remove(self.transport, self.base, [file.path for file in files])
+            raise
+        ordered = [done[file.path] for file in files]
+        results = [result for one in ordered for result in one.results]
+        stats = SaveStats(
+            files=len(files),
+            items=len(results),
+            unverifiable_items=sum(not hasattr(r.storage_data, CHECKSUMS) for r in results),
+            copied_items=sum(len(one.planned.taken) for one in ordered),
+            bytes_stored=sum(one.uploaded.size for one in ordered),
+            bytes_copied=sum(one.planned.copied_bytes for one in ordered),
+            data_requests=sum(one.uploaded.requests for one in ordered),
+            retries=sum(one.uploaded.retries for one in ordered),
+            upload_seconds=time.perf_counter() - begin,
+        )
+        return results, stats
+
+    def _upload(self, file: FileUpload, progress: _Progress, unloading: Unloading) -> _Done:
+        planned = self._planned(file)
+        stream = FileStream(
+            planned.rest, self._resolve, self.extensions, self._stop, progress.stored, unloading
+        )
+        try:
+            uploaded = self._sent(file, planned, stream, progress)
+        except BaseException:
+            self._stop.set()  # before the stream ends: who waits in it is to look up
             raise
         finally:
             stream.close()
-        note = FileNote(str(base), done.size)
-        written = stream.written()
-        results[file.path] = results_of(file.path, written, note, descriptors_of(extensions))
-        uploads.append(done)
+        copied = planned.copied_bytes
+        key = self.base.join(file.path).key
+        _check_size(self.base, key, copied + stream.position, uploaded.size)
+        progress.complete(file, uploaded.size)
+        behind = (replace(one, offset=copied + one.offset) for one in stream.written())
+        results = results_of(
+            file.path,
+            [*planned.taken, *behind],
+            FileNote(str(self.base), uploaded.size),
+            descriptors_of(self.extensions),
+        )
+        return _Done(planned, uploaded, results)
 
-    try:
-        _in_parallel(upload, files, thread_count, stop)
-    except BaseException:
-        _remove(transport, base, [file.path for file in files])
-        raise
-    found = [result for file in files for result in results[file.path]]
-    stats = SaveStats(
-        files=len(files),
-        items=len(found),
-        unverifiable_items=sum(not hasattr(r.storage_data, CHECKSUMS) for r in found),
-        bytes_stored=sum(done.size for done in uploads),
-        data_requests=sum(done.requests for done in uploads),
-        retries=sum(done.retries for done in uploads),
-        upload_seconds=time.perf_counter() - begin,
-    )
-    return found, stats
+    def _sent(
+        self, file: FileUpload, planned: PlannedFile, stream: FileStream, progress: _Progress
+    ) -> Uploaded:
+        key, copied = self.base.join(file.path).key, planned.copied_bytes
+        if not planned.copied:
+            return self.transport.upload(
+                self.base.bucket, key, stream, expected_size=file.expected_size
+            )
+        uploaded = cast(Composes, self.transport).compose(
+            self.base.bucket,
+            key,
+            planned.copied,
+            stream,
+            expected_size=max(0, file.expected_size - copied),
+        )
+        progress.stored(copied)
+        return uploaded
+
+    def _planned(self, file: FileUpload) -> PlannedFile:
+        if self.earlier is None:
+            return PlannedFile((), (), tuple(file.items))
+        return self.earlier.plan_file(file.items, self._resolve, self.extensions, self._stop)
+
+    def _resolve(self, item: WriteItem) -> torch.Tensor | BytesIO:
+        with self._planning:
+            data: torch.Tensor | BytesIO = self.planner.resolve_data(item)
+        return data
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A file that is stored."""
+
+    planned: PlannedFile
+    uploaded: Uploaded
+    results: list[WriteResult]
 
 
 def _check_size(base: S3URI, key: str, sent: int, stored: int) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from support.dcp import Place, assert_same, blank, failures, place_on, randn
-from support.ranks import COLLECTIVE_SECONDS, Outcome, RankError, run_checks, run_ranks
+from support.ranks import COLLECTIVE_SECONDS, Outcome, RankError, errors_of, run_checks, run_ranks
 from support.transports import Call, Tap, raise_on
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
@@ -171,18 +171,6 @@ def results(request: pytest.FixtureRequest, seaweed: SeaweedServer, bucket: str)
     found = run_checks(request.param, checks, seaweed.environment())
     found["top"] = [Outcome(top)]
     return found
-
-
-def errors_of(outcomes: list[Outcome]) -> dict[int, BaseException]:
-    """What failed on which rank, if all ranks were told the same."""
-    told = []
-    for outcome in outcomes:
-        assert isinstance(outcome.error, CheckpointException), f"{outcome!r}"
-        told.append({rank: wrapped[0] for rank, wrapped in outcome.error.failures.items()})
-    first = {rank: (type(error), str(error)) for rank, error in told[0].items()}
-    for other in told[1:]:
-        assert {rank: (type(error), str(error)) for rank, error in other.items()} == first
-    return told[0]
 
 
 # --- the tests --------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from support.dcp import Place, place_on
 from support.devices import Cuda, Lazy, lazy_device, needs_cuda
+from support.proxy import FaultProxy
 
 from torch_s3dcp.testing.servers import MotoServer, S3Server, SeaweedServer
 from torch_s3dcp.transports import MemoryTransport
@@ -54,6 +55,13 @@ def on_seaweed(seaweed: SeaweedServer, shared_on_seaweed: str) -> Iterator[Place
 def on_moto(moto_server: MotoServer, shared_on_moto: str) -> Iterator[Place]:
     """An empty bucket on moto."""
     yield from _emptied(place_on(moto_server, shared_on_moto))
+
+
+@pytest.fixture
+def proxy(seaweed: SeaweedServer) -> Iterator[FaultProxy]:
+    """Stands in front of the real server and lets requests fail."""
+    with FaultProxy(seaweed.endpoint_url) as running:
+        yield running
 
 
 @pytest.fixture(params=PLACES)

@@ -101,6 +101,76 @@ def test_overlapping_saves_through_one_writer(memory: Place, same_place: bool) -
     assert len(memory.listing()) == (2 if same_place else 4)
 
 
+class Together:
+    """A hook at which so many saves wait for one another, before they commit."""
+
+    def __init__(self, count: int) -> None:
+        self._barrier = threading.Barrier(count)
+        self._committing: set[int] = set()
+
+    def __call__(self, call: Call) -> None:
+        thread = threading.get_ident()
+        if call.operation == "put" and thread not in self._committing:
+            self._committing.add(thread)
+            self._barrier.wait(30)
+
+
+@pytest.mark.parametrize("exists", [False, True], ids=["new", "overwrite"])
+def test_two_futures_to_two_places(place: Place, exists: bool) -> None:
+    if exists:
+        for name in ("one", "two"):
+            place.save(state(9), name)
+    writer = place.over(Tap(place.transport, before=Together(2))).writer("unused", thread_count=2)
+    futures = {
+        name: begin(state(seed), writer, checkpoint_id=place.url(name))
+        for seed, name in enumerate(("one", "two"))
+    }
+    for seed, (name, future) in enumerate(futures.items()):
+        assert future.result(60).storage_meta.checkpoint_id == place.url(name)
+        assert_same(place.load(blank(state(seed)), name), state(seed))
+        assert len(place.listing(f"{name}/")) == 3
+    assert not place.listing("unused")
+
+
+@pytest.mark.parametrize(
+    "place", ["memory", pytest.param("seaweed", marks=pytest.mark.server)], indirect=True
+)
+@pytest.mark.parametrize("exists", [False, True], ids=["new", "overwrite"])
+@pytest.mark.parametrize("named", [False, True], ids=["the writer's path", "a checkpoint id"])
+def test_two_futures_to_one_place(place: Place, named: bool, exists: bool) -> None:
+    if exists:
+        place.save(state(9), "one")
+    writer = place.over(Tap(place.transport, before=Together(2))).writer("one", thread_count=2)
+    options = {"checkpoint_id": place.url("one")} if named else {}
+    futures = [begin(state(seed), writer, **options) for seed in range(2)]
+    errors = [future.exception(60) for future in futures]
+    (winner,) = [seed for seed, error in enumerate(errors) if error is None]
+    assert isinstance(errors[1 - winner], CheckpointException)
+    assert [type(e) for e in failures(errors[1 - winner])] == [CommitConflictError]
+    assert_same(place.load(blank(state(winner)), "one"), state(winner))
+    assert len(place.listing()) == 3, "of the loser, and of what was there, nothing stays"
+
+
+def test_a_failed_future_does_not_disturb_the_other(memory: Place) -> None:
+    error = AccessDeniedError("not here")
+    uploads = threading.Barrier(2)
+
+    def fail_one(call: Call) -> None:
+        if call.operation == "upload":
+            uploads.wait(30)
+            if call.key.startswith("one/"):
+                raise error
+
+    writer = memory.over(Tap(memory.transport, before=fail_one)).writer("unused")
+    futures = [begin(state(1), writer, checkpoint_id=memory.url(name)) for name in ("one", "two")]
+    with pytest.raises(CheckpointException) as caught:
+        futures[0].result(60)
+    assert failures(caught.value) == [error]
+    futures[1].result(60)
+    assert_same(memory.load(blank(state(1)), "two"), state(1))
+    assert not memory.listing("one/")
+
+
 def test_many_saves_in_threads_through_one_writer(memory: Place) -> None:
     writer = memory.writer("unused", thread_count=2)
     futures = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -138,37 +137,6 @@ def test_of_two_racing_saves_one_wins(place: Place, exists: bool) -> None:
     assert place.url("run/.metadata") in str(error)
     assert_same(place.load(blank(V1), "run"), V1)
     assert len(place.listing()) == 2, "of the loser nothing stays"
-
-
-@pytest.mark.server
-def test_many_racing_saves_have_one_winner(on_seaweed: Place) -> None:
-    count = 6
-    start = threading.Barrier(count)
-
-    def hold(call: Call) -> None:
-        if call.operation == "put":
-            start.wait(30)
-
-    def save(number: int) -> None:
-        try:
-            racing = on_seaweed.over(Tap(on_seaweed.transport, before=hold))
-            racing.save({**V1, "n": number}, "run")
-            outcomes[number] = None
-        except CheckpointException as error:
-            outcomes[number] = failures(error)[0]
-
-    outcomes: dict[int, BaseException | None] = {}
-    threads = [threading.Thread(target=save, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    (winner,) = [number for number, error in outcomes.items() if error is None]
-    losers = {type(error) for number, error in outcomes.items() if number != winner}
-    assert losers == {CommitConflictError}
-    assert len(outcomes) == count
-    assert_same(on_seaweed.load(blank(V1), "run"), {**V1, "n": winner})
-    assert len(on_seaweed.listing()) == 2
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,13 @@ def place_on(server: S3Server, bucket: str, **options: Any) -> Place:
     return Place(bucket, BotoTransport(server.region, config))
 
 
+def open_uploads(place: Place) -> set[str]:
+    """Ids of the multipart uploads that were neither completed nor aborted."""
+    client = place.transport.client  # type: ignore[attr-defined]
+    answer = client.list_multipart_uploads(Bucket=place.bucket)
+    return {upload["UploadId"] for upload in answer.get("Uploads", [])}
+
+
 class quiet(warnings.catch_warnings):
     """Hides what torch says about working without a process group, and about quantisation."""
 

@@ -102,6 +102,20 @@ def run_checks(
     }
 
 
+def errors_of(outcomes: list[Outcome]) -> dict[int, BaseException]:
+    """What failed on which rank, if all ranks were told the same."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    told: list[dict[int, BaseException]] = []
+    for outcome in outcomes:
+        assert isinstance(outcome.error, CheckpointException), f"{outcome!r}"
+        told.append({rank: wrapped[0] for rank, wrapped in outcome.error.failures.items()})
+    first = {rank: (type(error), str(error)) for rank, error in told[0].items()}
+    for other in told[1:]:
+        assert {rank: (type(error), str(error)) for rank, error in other.items()} == first
+    return told[0]
+
+
 def _call_each(checks: dict[str, tuple[Any, ...]]) -> dict[str, Outcome]:
     import torch.distributed as dist
 

@@ -14,6 +14,7 @@ import pytest
 
 from torch_s3dcp import S3Client, S3ClientConfig, S3ReaderConstructor
 from torch_s3dcp.exceptions import ConfigurationError, ObjectChangedError
+from torch_s3dcp.testing.compose_suite import ComposeSuite
 from torch_s3dcp.testing.servers import S3Server
 from torch_s3dcp.testing.transport_suite import (
     BLOB,
@@ -49,7 +50,7 @@ def keys_of(monkeypatch: pytest.MonkeyPatch):
     return use
 
 
-class TestMemory(TransportSuite):
+class TestMemory(ComposeSuite, TransportSuite):
     picklable = False
 
     @pytest.fixture
@@ -99,8 +100,9 @@ class _OnServer(TransportSuite):
         return len(self.client.list_multipart_uploads(Bucket=bucket).get("Uploads", []))
 
 
-class TestMoto(_OnServer):
+class TestMoto(ComposeSuite, _OnServer):
     server_fixture = "moto_server"
+    checks_versions = checks_copies = False
     large = 6 * MIB + 1
 
 
@@ -113,7 +115,7 @@ class TestRecordingMoto(TestMoto):
 
 
 @pytest.mark.server
-class TestSeaweed(_OnServer):
+class TestSeaweed(ComposeSuite, _OnServer):
     server_fixture = "seaweed"
     creates_buckets = True
     # It takes a slash at the end for a folder, and lists two slashes as one.

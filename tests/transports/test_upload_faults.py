@@ -18,6 +18,7 @@ from torch_s3dcp.exceptions import AccessDeniedError, EndpointError, StorageErro
 from torch_s3dcp.segments import SegmentStream
 from torch_s3dcp.transports import BotoTransport
 from torch_s3dcp.transports.blocks import Blocks
+from torch_s3dcp.transports.sending import Target
 from torch_s3dcp.transports.uploading import Uploader
 
 MIB = 2**20
@@ -243,13 +244,6 @@ def test_what_was_sent_is_not_kept() -> None:
             kept.append(sum(one() is not None for one in alive))
 
     client: Any = Sink()
-    Uploader(client, 1, MIB).upload(
-        "bucket",
-        "key",
-        SegmentStream(produce()),
-        part_size=MIB,
-        checksum=combinable(None),
-        options={},
-        storing={},
-    )
+    target = Target("bucket", "key", {}, {}, combinable(None))
+    Uploader(client, 1, MIB).upload(target, SegmentStream(produce()), part_size=MIB)
     assert max(kept) <= 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -73,3 +74,23 @@ def test_a_forked_child_collects() -> None:
         if not child:
             os._exit(0 if gc.isenabled() else 1)
         assert os.waitpid(child, 0)[1] == 0
+
+
+def test_one_that_nobody_ends_ends_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch_s3dcp.collector._LONGEST", 0.05)
+    pause = CollectorPause()
+    pause.begin()
+    assert not gc.isenabled()
+    deadline = time.monotonic() + 30
+    while not gc.isenabled() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert gc.isenabled()
+    assert pause.seconds_left is None
+
+
+def test_one_that_was_begun_can_be_ended() -> None:
+    pause = CollectorPause()
+    pause.begin()
+    assert not gc.isenabled()
+    pause.end()
+    assert gc.isenabled()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import dataclasses
 import logging
@@ -21,6 +22,7 @@ from torch_s3dcp.exceptions import ConfigurationError
 MIB = 2**20
 # No credential: words that are easy to find again.
 KEY_ID, SECRET, TOKEN = "AKIA-made-up", "hush-hush-secret", "hush-hush-token"
+CUSTOMER_KEY = b"hush-hush-key-of-thirty-two-byte"
 
 
 def credentials() -> S3Credentials:
@@ -53,6 +55,9 @@ def test_what_goes_beyond_the_reference_is_off_until_asked_for() -> None:
         "storage_class",
         "server_side_encryption",
         "sse_kms_key_id",
+        "sse_customer_key",
+        "tags",
+        "acl",
         "checksum_algorithm",
     ):
         assert getattr(config, name) is None, name
@@ -76,6 +81,9 @@ BAD: list[tuple[str, Any]] = [
     *(("checksum_algorithm", value) for value in ("MD5", "crc32", "", 5, ["CRC32"])),
     *(("server_side_encryption", value) for value in ("aes256", "aws", "", True, ["AES256"])),
     *(("sse_kms_key_id", value) for value in ("key", 5)),
+    *(("sse_customer_key", value) for value in (b"", CUSTOMER_KEY[1:], CUSTOMER_KEY + b".")),
+    *(("sse_customer_key", value) for value in (SECRET, bytearray(CUSTOMER_KEY), 32, True)),
+    *(("acl", value) for value in ("", "PRIVATE", "log-delivery-write", 5, ["private"])),
     *(("credentials", value) for value in ((KEY_ID, SECRET), {"secret": SECRET}, SECRET)),
 ]
 
@@ -104,6 +112,11 @@ def test_a_bad_value_is_refused_by_name(name: str, value: Any) -> None:
         ("checksum_algorithm", "CRC64NVME"),
         ("server_side_encryption", "aws:kms:dsse"),
         ("storage_class", "A_CLASS_OF_TOMORROW"),
+        ("sse_customer_key", CUSTOMER_KEY),
+        ("sse_customer_key", bytes(32)),
+        *(("acl", value) for value in ("private", "public-read", "public-read-write")),
+        *(("acl", value) for value in ("authenticated-read", "aws-exec-read")),
+        *(("acl", value) for value in ("bucket-owner-read", "bucket-owner-full-control")),
     ],
 )
 def test_the_limits_themselves_are_fine(name: str, value: Any) -> None:
@@ -116,6 +129,22 @@ def test_a_kms_key_needs_a_kms_mode(mode: str | None) -> None:
         S3ClientConfig(server_side_encryption=mode, sse_kms_key_id="key")
     config = S3ClientConfig(server_side_encryption="aws:kms", sse_kms_key_id="key")
     assert config.sse_kms_key_id == "key"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("server_side_encryption", "AES256"), ("sse_kms_key_id", "key"), ("sse_kms_key_id", "")],
+)
+def test_a_customers_key_and_another_key_contradict_each_other(name: str, value: str) -> None:
+    others: dict[str, Any] = {name: value}
+    with pytest.raises(ConfigurationError, match=rf"sse_customer_key and {name} contradict"):
+        S3ClientConfig(sse_customer_key=CUSTOMER_KEY, **others)
+
+
+def test_a_customers_key_needs_https() -> None:
+    secure = S3ClientConfig(sse_customer_key=CUSTOMER_KEY, endpoint_url="https://127.0.0.1")
+    with pytest.raises(ConfigurationError, match=r"sse_customer_key.*https.*endpoint_url.*http"):
+        secure.replace(endpoint_url="http://127.0.0.1")
 
 
 SOURCES = {
@@ -166,6 +195,8 @@ VALUES = st.fixed_dictionaries(
         "server_side_encryption": st.sampled_from(["AES256", "aws:kms"]),
         "checksum_algorithm": st.sampled_from(["CRC32", "SHA256"]),
         "read_timeout": st.floats(0.1, 100),
+        "tags": st.dictionaries(st.sampled_from("abc"), st.text(max_size=3)),
+        "acl": st.sampled_from(["private", "bucket-owner-read"]),
     },
 )
 
@@ -199,6 +230,9 @@ def test_settings_tell_configurations_apart() -> None:
     session = SOURCES["session"]
     assert len({S3ClientConfig(session=session), S3ClientConfig(session=session)}) == 1
     assert len({S3ClientConfig(credentials=credentials()) for _ in range(2)}) == 1
+    keyed = S3ClientConfig(sse_customer_key=CUSTOMER_KEY)
+    assert keyed == S3ClientConfig(sse_customer_key=CUSTOMER_KEY)
+    assert len({keyed, S3ClientConfig(), S3ClientConfig(sse_customer_key=bytes(32))}) == 3
 
 
 @pytest.mark.parametrize("name", ["session", "client"])
@@ -215,6 +249,13 @@ def test_pickling_keys_is_refused_with_the_way_out(protocol: int) -> None:
             pickle.dumps(value, protocol)
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_pickling_a_customers_key_is_refused_with_the_way_out(protocol: int) -> None:
+    config = S3ClientConfig(sse_customer_key=CUSTOMER_KEY)
+    with pytest.raises(ConfigurationError, match=r"not sent to another process.*aws:kms"):
+        pickle.dumps(config, protocol)
+
+
 @pytest.mark.parametrize(
     ("key_id", "secret"), [("", SECRET), (KEY_ID, ""), (None, SECRET), (KEY_ID, None), (1, SECRET)]
 )
@@ -226,7 +267,7 @@ def test_half_a_pair_of_keys_is_refused(key_id: Any, secret: Any) -> None:
 
 def test_no_secret_is_ever_shown(caplog: pytest.LogCaptureFixture) -> None:
     keys = credentials()
-    config = S3ClientConfig(credentials=keys)
+    config = S3ClientConfig(credentials=keys, sse_customer_key=CUSTOMER_KEY)
     caplog.set_level(logging.DEBUG)
     logging.getLogger("test").debug("%s %r %s %r", keys, keys, config, config)
     shown = [caplog.text, str(keys), repr(keys), str(config), repr(config), f"{config}"]
@@ -235,6 +276,11 @@ def test_no_secret_is_ever_shown(caplog: pytest.LogCaptureFixture) -> None:
         lambda: config.replace(profile="me"),
         lambda: config.replace(part_size=1),
         lambda: config.replace(credentials=(KEY_ID, SECRET, TOKEN)),
+        lambda: config.replace(sse_customer_key=CUSTOMER_KEY + b"."),
+        lambda: config.replace(sse_customer_key=CUSTOMER_KEY.decode()),
+        lambda: config.replace(server_side_encryption="AES256"),
+        lambda: config.replace(endpoint_url="http://127.0.0.1"),
+        lambda: pickle.dumps(config.replace(credentials=None)),
     ):
         try:
             attempt()
@@ -246,3 +292,5 @@ def test_no_secret_is_ever_shown(caplog: pytest.LogCaptureFixture) -> None:
         assert SECRET not in text
         assert TOKEN not in text
         assert KEY_ID not in text
+        assert CUSTOMER_KEY.decode() not in text
+        assert base64.b64encode(CUSTOMER_KEY).decode() not in text

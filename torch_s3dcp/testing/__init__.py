@@ -1,9 +1,9 @@
 """What tests of this package, and of packages built on it, share.
 
 Local S3 servers (``servers``), suites for readers and transports of your own
-(``reader_suite``, ``transport_suite``), hypothesis strategies (``strategies``) and transports
-that count, delay and fail (``wrappers``). The names below are imported when they are asked
-for: the servers need neither pytest nor hypothesis.
+(``reader_suite``, ``transport_suite``, ``compose_suite``), hypothesis strategies
+(``strategies``) and transports that count, delay and fail (``wrappers``). The names below are
+imported when they are asked for: the servers need neither pytest nor hypothesis.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .compose_suite import ComposeSuite
     from .reader_suite import ReaderSuite
     from .servers import MotoServer, RcloneServer, SeaweedServer
     from .strategies import blobs, item_ranges, object_with_items
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .wrappers import Fault, FaultTransport, LatencyTransport, RecordingTransport
 
 __all__ = [
+    "ComposeSuite",
     "Fault",
     "FaultTransport",
     "LatencyTransport",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "compose_suite": ("ComposeSuite",),
     "reader_suite": ("ReaderSuite",),
     "servers": ("MotoServer", "RcloneServer", "SeaweedServer"),
     "strategies": ("blobs", "item_ranges", "object_with_items"),
@@ -45,7 +48,9 @@ _HOMES = {
 if sys.modules.get("pytest") is not None:
     # Before the suites are imported: their failed assertions then show both sides.
     sys.modules["pytest"].register_assert_rewrite(
-        f"{__name__}.reader_suite", f"{__name__}.transport_suite"
+        f"{__name__}.compose_suite",
+        f"{__name__}.reader_suite",
+        f"{__name__}.transport_suite",
     )
 
 

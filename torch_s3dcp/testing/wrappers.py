@@ -16,7 +16,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..exceptions import ConfigurationError, EndpointError
-from ..transports.contract import ListPage, ObjectBody, ObjectInfo, RawBody, Transport, Uploaded
+from ..transports.contract import (
+    Composes,
+    CopiedRange,
+    ListPage,
+    ObjectBody,
+    ObjectInfo,
+    RawBody,
+    Transport,
+    Uploaded,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -133,6 +142,21 @@ class TransportWrapper:
             storage_class=storage_class,
         )
 
+    def compose(
+        self,
+        bucket: str,
+        key: str,
+        copied: Sequence[CopiedRange],
+        stream: io.RawIOBase,
+        *,
+        expected_size: int,
+    ) -> Uploaded:
+        call = self._begin("compose", bucket, key)
+        if not isinstance(self.transport, Composes):
+            raise ConfigurationError(f"{type(self.transport).__name__} cannot compose objects")
+        stream = self.stream(call, stream)
+        return self.transport.compose(bucket, key, copied, stream, expected_size=expected_size)
+
     def copy(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
         self._begin("copy", src_bucket, src_key)
         self.transport.copy(src_bucket, src_key, dst_bucket, dst_key)
@@ -197,7 +221,7 @@ class RecordingTransport(TransportWrapper):
         """Counts so far. Operations that were not used are not in ``requests``."""
         requests = self.requests
         received = sum(r.bytes for r in requests if r.operation == "get")
-        sent = sum(r.bytes for r in requests if r.operation in ("put", "upload"))
+        sent = sum(r.bytes for r in requests if r.operation in ("put", "upload", "compose"))
         return Summary(dict(Counter(r.operation for r in requests)), received, sent)
 
     def clear(self) -> None:

@@ -5,11 +5,22 @@ decided above it.
 """
 
 from .boto import BotoTransport
-from .contract import ListPage, ObjectBody, ObjectInfo, Prepares, Transport, Uploaded
+from .contract import (
+    Composes,
+    CopiedRange,
+    ListPage,
+    ObjectBody,
+    ObjectInfo,
+    Prepares,
+    Transport,
+    Uploaded,
+)
 from .memory import MemoryTransport
 
 __all__ = [
     "BotoTransport",
+    "Composes",
+    "CopiedRange",
     "ListPage",
     "MemoryTransport",
     "ObjectBody",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -14,6 +14,7 @@ from s3transfer.exceptions import S3CopyFailedError
 from ..checksums import CRC64, combinable
 from ..config import S3ClientConfig
 from ..exceptions import (
+    ConfigurationError,
     ObjectNotFoundError,
     PreconditionFailedError,
     TruncatedObjectError,
@@ -23,6 +24,7 @@ from .answers import AnswerBody, changed, checked_body, info_of
 from .clients import Client, client_for, part_uploader, patient_uploader, uploader_for
 from .contract import (
     BlockSource,
+    CopiedRange,
     ListPage,
     ObjectBody,
     ObjectInfo,
@@ -32,6 +34,9 @@ from .contract import (
 )
 from .errors import refusal, translated
 from .exchange import AskAgain
+from .options import copied_from, copying, opening, payer, storing
+from .sending import Target
+from .uploading import Uploader
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client as Boto3S3Client
@@ -77,7 +82,7 @@ class BotoTransport:
 
     def head(self, bucket: str, key: str) -> ObjectInfo:
         with translated("HeadObject", bucket, key):
-            answer = self.client.head_object(Bucket=bucket, Key=key, **self._payer())
+            answer = self.client.head_object(Bucket=bucket, Key=key, **opening(self.config))
         return info_of(bucket, key, answer, answer["ContentLength"])
 
     def get(
@@ -100,7 +105,7 @@ class BotoTransport:
                     return signed
             except AskAgain:
                 retries = 1
-        options: dict[str, Any] = self._payer()
+        options = opening(self.config)
         if start or end is not None:
             options["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
         else:
@@ -157,8 +162,8 @@ class BotoTransport:
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
         options: dict[str, Any] = {
-            **self._payer(),
-            **self._storing(),
+            **opening(self.config),
+            **storing(self.config),
             "Metadata": metadata or {},
         }
         conditions: dict[str, Any] = {}
@@ -189,22 +194,45 @@ class BotoTransport:
     ) -> Uploaded:
         size = _UNKNOWN_SIZE if expected_size is None else expected_size
         part_size = part_size_for(size, self.config.part_size)
-        algorithm = self.config.checksum_algorithm
-        checksum = combinable(algorithm)
-        if expected_size is None or checksum is None:
+        if expected_size is None or combinable(self.config.checksum_algorithm) is None:
             return self._transfer(bucket, key, stream, expected_size, part_size, storage_class)
-        storing = self._storing(storage_class, checksum=False)
-        if algorithm is None and not self._checks_uploads():
+        target = self._target(bucket, key, storage_class)
+        return self._uploader().upload(target, _block_source(stream), part_size)
+
+    def compose(
+        self,
+        bucket: str,
+        key: str,
+        copied: Sequence[CopiedRange],
+        stream: io.RawIOBase,
+        *,
+        expected_size: int,
+    ) -> Uploaded:
+        if combinable(self.config.checksum_algorithm) is None:
+            raise ConfigurationError(
+                f"{self.config.checksum_algorithm} of an object cannot be made of those of its "
+                "parts; what is put together needs CRC64NVME, CRC32C or CRC32",
+                bucket=bucket,
+                key=key,
+            )
+        part_size = part_size_for(expected_size, self.config.part_size)
+        target = self._target(bucket, key)
+        return self._uploader().compose(target, copied, _block_source(stream), part_size)
+
+    def _uploader(self) -> Uploader:
+        return part_uploader(self.client, self.config)
+
+    def _target(self, bucket: str, key: str, storage_class: str | None = None) -> Target:
+        checksum = combinable(self.config.checksum_algorithm)
+        if self.config.checksum_algorithm is None and not self._checks_uploads():
             checksum = None
-        source = stream if isinstance(stream, BlockSource) else _Source(stream)
-        return part_uploader(self.client, self.config).upload(
+        return Target(
             bucket,
             key,
-            source,
-            part_size=part_size,
-            checksum=checksum,
-            options=self._payer(),
-            storing=storing,
+            opening(self.config),
+            storing(self.config, storage_class, checksum=False),
+            checksum,
+            copied_from(self.config),
         )
 
     def _transfer(
@@ -221,7 +249,7 @@ class BotoTransport:
             manager = patient_uploader(self.client, part_size)
         else:
             manager = uploader_for(self.client, self.config, part_size)
-        options = {**self._payer(), **self._storing(storage_class)}
+        options = {**opening(self.config), **storing(self.config, storage_class)}
         source = _Source(stream)
         try:
             with translated("Upload", bucket, key):
@@ -235,7 +263,7 @@ class BotoTransport:
         return Uploaded(source.size, 1 if source.size < part_size else parts + 2)
 
     def copy(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
-        options = {**self._payer(), **self._storing(checksum=False)}
+        options = copying(self.config)
         source: Any = {"Bucket": src_bucket, "Key": src_key}
         info = self.head(src_bucket, src_key)
         with translated("CopyObject", src_bucket, src_key):
@@ -257,7 +285,7 @@ class BotoTransport:
         names = list(keys)
         if len(names) == 1:
             with translated("DeleteObject", bucket, names[0]):
-                self.client.delete_object(Bucket=bucket, Key=names[0], **self._payer())
+                self.client.delete_object(Bucket=bucket, Key=names[0], **payer(self.config))
             return
         for cut in range(0, len(names), _DELETE_BATCH):
             batch: Any = [{"Key": name} for name in names[cut : cut + _DELETE_BATCH]]
@@ -265,7 +293,7 @@ class BotoTransport:
                 answer = self.client.delete_objects(
                     Bucket=bucket,
                     Delete={"Objects": batch, "Quiet": True},
-                    **self._payer(),
+                    **payer(self.config),
                 )
             for failure in answer.get("Errors", []):
                 raise refusal(
@@ -285,7 +313,7 @@ class BotoTransport:
             Prefix=prefix,
             Delimiter=delimiter,
             PaginationConfig={"PageSize": page_size},
-            **self._payer(),
+            **payer(self.config),
         )
         with translated("ListObjectsV2", bucket, prefix):
             for page in pages:
@@ -329,20 +357,9 @@ class BotoTransport:
         chosen = getattr(self.client.meta.config, "request_checksum_calculation", None)
         return chosen != "when_required"
 
-    def _payer(self) -> dict[str, Any]:
-        return {"RequestPayer": "requester"} if self.config.requester_pays else {}
 
-    def _storing(
-        self, storage_class: str | None = None, *, checksum: bool = True
-    ) -> dict[str, Any]:
-        config = self.config
-        options = {
-            "StorageClass": storage_class or config.storage_class,
-            "ServerSideEncryption": config.server_side_encryption,
-            "SSEKMSKeyId": config.sse_kms_key_id,
-            "ChecksumAlgorithm": config.checksum_algorithm if checksum else None,
-        }
-        return {name: value for name, value in options.items() if value is not None}
+def _block_source(stream: io.RawIOBase) -> BlockSource:
+    return stream if isinstance(stream, BlockSource) else _Source(stream)
 
 
 class _Source:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -20,7 +20,7 @@ from s3transfer.futures import NonThreadedExecutor
 from s3transfer.manager import TransferConfig, TransferManager
 
 from .._version import __version__
-from ..config import S3ClientConfig
+from ..config import S3ClientConfig, check_secure
 from ..exceptions import ConfigurationError
 from .connections import Connections
 from .errors import translated
@@ -45,7 +45,7 @@ class Client:
 
 
 _lock = threading.Lock()
-_clients: dict[tuple[str | None, S3ClientConfig, str, int], Client] = {}
+_clients: dict[tuple[Any, ...], Client] = {}
 _uploaders: dict[tuple[int, int], TransferManager] = {}
 _part_uploaders: dict[int, Uploader] = {}
 
@@ -68,8 +68,9 @@ def client_for(region: str | None, config: S3ClientConfig, agent: str) -> Client
         ConfigurationError: boto3 refuses the settings, such as an unknown profile.
     """
     if config.client is not None:
+        _check_endpoint(config.client, config)
         return Client(config.client)
-    key = (region, config, agent, _environment())
+    key = (region, _of_client(config), agent, _environment())
     # Held while a client is made and looks for credentials: whoever waits needs that client,
     # and a second one would cost the same again.
     with _lock:
@@ -99,6 +100,34 @@ _VARIABLES = (
     "AWS_CONFIG_FILE",
     "AWS_SHARED_CREDENTIALS_FILE",
 )
+
+
+# What single requests carry. Not the client's business: a save with other tags needs no other
+# client, and no customer's key is kept here.
+_OF_REQUESTS = frozenset(
+    {
+        "storage_class",
+        "server_side_encryption",
+        "sse_kms_key_id",
+        "sse_customer_key",
+        "checksum_algorithm",
+        "tags",
+        "acl",
+    }
+)
+_OF_CLIENT = tuple(f.name for f in fields(S3ClientConfig) if f.name not in _OF_REQUESTS)
+
+
+def _of_client(config: S3ClientConfig) -> tuple[Any, ...]:
+    """The settings that make a client another one; with a customer's key it has fewer ways."""
+    has_key = config.sse_customer_key is not None
+    return (has_key, *(getattr(config, name) for name in _OF_CLIENT))
+
+
+def _check_endpoint(client: Boto3S3Client, config: S3ClientConfig) -> None:
+    """The endpoint may also come from the environment, a profile or the user's own client."""
+    if config.sse_customer_key is not None:
+        check_secure(client.meta.endpoint_url)
 
 
 def _environment() -> int:
@@ -187,6 +216,7 @@ def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> tupl
         ),
         **keys,
     )
+    _check_endpoint(client, config)
     ranges = None
     if core is not None:
         # How a session of the user's own finds its certificates is not to be known from outside.
@@ -194,8 +224,10 @@ def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> tupl
             config.connect_timeout, config.read_timeout, config.max_concurrency, _authorities(core)
         )
         BotocoreExchange(connections).register(client)
-        # One attempt is one attempt: this way may need a second.
-        if config.presigned_reads and not config.requester_pays and config.max_attempts > 1:
+        # One attempt is one attempt: this way may need a second. And it carries no header that
+        # says who pays, or with which key to decrypt.
+        headers = config.requester_pays or config.sse_customer_key is not None
+        if config.presigned_reads and not headers and config.max_attempts > 1:
             ranges = SignedRanges(client, connections, about)
     anonymous = config.unsigned or config.credentials is not None
     complete = anonymous or session.get_credentials() is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -164,6 +164,50 @@ class BlockSource(Protocol):
 
     def give_up(self, error: BaseException) -> None:
         """Not all that was taken will be stored: a ``take`` that waits raises the error."""
+        ...
+
+
+@dataclass(frozen=True)
+class CopiedRange:
+    """The bytes ``[start, end)`` of one version of an object. ``checksum``: their CRC64NVME."""
+
+    bucket: str
+    key: str
+    start: int
+    end: int
+    etag: str | None
+    checksum: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+@runtime_checkable
+class Composes(Protocol):
+    """A transport that can have the store put objects together from what it has."""
+
+    def compose(
+        self,
+        bucket: str,
+        key: str,
+        copied: Sequence[CopiedRange],
+        stream: io.RawIOBase,
+        *,
+        expected_size: int,
+    ) -> Uploaded:
+        """Store ranges of objects, one behind the other, and then what ``stream`` yields.
+
+        Args:
+            copied: Each of 5 MiB to 5 GiB; the last may be shorter where the stream is empty.
+            stream: As for ``upload``.
+            expected_size: About how many bytes the stream has.
+
+        Raises:
+            ObjectNotFoundError: An object to copy from is gone.
+            PreconditionFailedError: It is another version.
+            IntegrityError: The store's bytes have another checksum.
+            BaseException: Whatever the stream raised. Nothing stays behind then.
+        """
         ...
 
 

@@ -109,6 +109,11 @@ _BY_CODE: tuple[tuple[type[StorageError], str, frozenset[str]], ...] = (
     ),
 )
 
+_BAD_HEAD = (
+    "; S3 says so of an object that was stored with an sse_customer_key when asked without it, of "
+    "one stored without when asked with it, and to temporary credentials that have expired"
+)
+
 _CREDENTIAL_ERRORS = (
     boto.NoCredentialsError,
     boto.PartialCredentialsError,
@@ -214,9 +219,9 @@ def refusal(
             if name in codes:
                 text = meaning + _region_hint(cls, about, details)
                 return cls(text if name == said else f"{text} [{said}]", **context)
-    return StorageError(
-        f"the server refused: {said}" + (f" (HTTP {status})" if status else ""), **context
-    )
+    text = f"the server refused: {said}" + (f" (HTTP {status})" if status else "")
+    # The answer to a HEAD has no text that would say why.
+    return StorageError(text + (_BAD_HEAD if code == "400" else ""), **context)
 
 
 def _region_hint(cls: type[StorageError], about: Any, details: Any) -> str:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ..checksums import CRC64
 from ..exceptions import (
     BucketNotFoundError,
+    IntegrityError,
     ObjectChangedError,
     ObjectNotFoundError,
     PreconditionFailedError,
 )
-from .contract import ListPage, ObjectBody, ObjectInfo, Uploaded, check_span, too_short
+from .contract import CopiedRange, ListPage, ObjectBody, ObjectInfo, Uploaded, check_span, too_short
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,30 @@ class MemoryTransport:
     def copy(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
         stored = self._find(src_bucket, src_key, "CopyObject")
         self.put(dst_bucket, dst_key, stored.data, metadata=stored.info.metadata)
+
+    def compose(
+        self,
+        bucket: str,
+        key: str,
+        copied: Sequence[CopiedRange],
+        stream: io.RawIOBase,
+        *,
+        expected_size: int,
+    ) -> Uploaded:
+        pieces = [self._copied(piece) for piece in copied]
+        info = self.put(bucket, key, b"".join([*pieces, stream.read(-1) or b""]))
+        return Uploaded(info.size, len(copied) + 1)
+
+    def _copied(self, piece: CopiedRange) -> bytes:
+        stored = self._find(piece.bucket, piece.key, "UploadPartCopy")
+        where: dict[str, Any] = {"bucket": piece.bucket, "key": piece.key}
+        where["byte_range"] = (piece.start, piece.end)
+        if piece.etag not in (None, stored.info.etag):
+            raise PreconditionFailedError("the object is another than it was", **where)
+        data = stored.data[piece.start : piece.end]
+        if CRC64.update(memoryview(data), 0) != piece.checksum:
+            raise IntegrityError("the object has other bytes than were stored in it", **where)
+        return data
 
     def delete(self, bucket: str, keys: Iterable[str]) -> None:
         with self._lock:

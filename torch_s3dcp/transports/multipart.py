@@ -11,8 +11,9 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from ..exceptions import S3DCPError, StorageError
-from .contract import Uploaded
+from ..checksums import CRC64
+from ..exceptions import ConfigurationError, IntegrityError, S3DCPError, StorageError
+from .contract import BlockSource, CopiedRange, Uploaded
 from .errors import code_of, translated
 from .sending import Body, Sender, Target, is_as_sent
 
@@ -37,9 +38,11 @@ class Multipart:
     Args:
         sender: Its client makes the requests, its pool sends the parts.
         target: What is written.
+        source: Gives the parts; told when one has failed.
     """
 
-    def __init__(self, sender: Sender, target: Target) -> None:
+    def __init__(self, sender: Sender, target: Target, source: BlockSource) -> None:
+        self._source = source
         self._sender = sender
         self._client = sender.client
         self._target = target
@@ -48,15 +51,15 @@ class Multipart:
         self._failed = threading.Event()
         self._failures: list[BaseException] = []
 
-    def run(self, bodies: Iterable[Body]) -> Uploaded:
-        """Create it, send the parts, complete it; on failure abort it."""
+    def run(self, pieces: Iterable[Body | CopiedRange]) -> Uploaded:
+        """Create it, send or copy the parts, complete it; on failure abort it."""
         with translated("CreateMultipartUpload", self._target.bucket, self._target.key):
             upload = self._create()
         futures: list[Future[_Part]] = []
         try:
-            for number, body in enumerate(bodies, 1):
-                futures.append(self._begin(upload, number, body))
-                del body  # from here on the request alone keeps it
+            for number, piece in enumerate(pieces, 1):
+                futures.append(self._begin(upload, number, piece))
+                del piece  # from here on the request alone keeps it
                 if self._failed.is_set():
                     break
             wait(futures)
@@ -78,8 +81,24 @@ class Multipart:
             raise
         return self._sender.confirmed(self._target, answer, size, said)
 
-    def _begin(self, upload: str, number: int, body: Body) -> Future[_Part]:
-        return self._sender.begin(len(body), lambda: self._send(upload, number, body))
+    def _begin(self, upload: str, number: int, piece: Body | CopiedRange) -> Future[_Part]:
+        copied = isinstance(piece, CopiedRange)
+        return self._sender.begin(
+            0 if copied else len(piece), lambda: self._part(upload, number, piece)
+        )
+
+    def _part(self, upload: str, number: int, piece: Body | CopiedRange) -> _Part:
+        if self._failed.is_set():
+            raise InterruptedError("another part of the upload failed")
+        try:
+            if isinstance(piece, CopiedRange):
+                return self._copy(upload, number, piece)
+            return self._send(upload, number, piece)
+        except BaseException as error:
+            self._failures.append(error)
+            self._failed.set()
+            self._source.give_up(error)  # it may be waiting for this part
+            raise
 
     def _create(self) -> str:
         asked = {**self._target.place, **self._target.storing}
@@ -101,29 +120,38 @@ class Multipart:
         return answer["UploadId"]
 
     def _send(self, upload: str, number: int, body: Body) -> _Part:
-        if self._failed.is_set():
-            raise InterruptedError("another part of the upload failed")
         target = self._target
-        try:
-            value = body.checksum(target.checksum)
-            with translated("UploadPart", target.bucket, target.key):
-                answer = self._sender.insist(
-                    target,
-                    "upload_part",
-                    UploadId=upload,
-                    PartNumber=number,
-                    Body=body.blocks,
-                    **target.place,
-                    **target.said(value),
-                )
-            part = _Part(number, len(body), _etag(answer, target), value)
-            body.release()
-        except BaseException as error:
-            self._failures.append(error)
-            self._failed.set()
-            body.give_up(error)  # its source may be waiting for this part
-            raise
+        value = body.checksum(target.checksum)
+        with translated("UploadPart", target.bucket, target.key):
+            answer = self._sender.insist(
+                target,
+                "upload_part",
+                UploadId=upload,
+                PartNumber=number,
+                Body=body.blocks,
+                **target.place,
+                **target.with_data(value),
+            )
+        part = _Part(number, len(body), _etag(answer, target), value)
+        body.release()
         return part
+
+    def _copy(self, upload: str, number: int, piece: CopiedRange) -> _Part:
+        target = self._target
+        condition: dict[str, Any] = {"CopySourceIfMatch": piece.etag} if piece.etag else {}
+        with translated("UploadPartCopy", piece.bucket, piece.key, (piece.start, piece.end)):
+            answer = self._client.upload_part_copy(
+                UploadId=upload,
+                PartNumber=number,
+                CopySource={"Bucket": piece.bucket, "Key": piece.key},
+                CopySourceRange=f"bytes={piece.start}-{piece.end - 1}",
+                **condition,
+                **target.copying,
+                **target.place,
+            )
+        target.count(answer)
+        found: Any = answer["CopyPartResult"]
+        return _Part(number, len(piece), _etag(found, target), _checked(found, piece, target))
 
     def _complete(self, upload: str, parts: list[_Part], size: int) -> tuple[Any, dict[str, Any]]:
         """The server's answer, and the checksum that it was told."""
@@ -166,7 +194,12 @@ class Multipart:
         target = self._target
         try:
             with translated("AbortMultipartUpload", target.bucket, target.key):
-                self._client.abort_multipart_upload(UploadId=upload, **target.place)
+                try:
+                    self._client.abort_multipart_upload(UploadId=upload, **target.given_up)
+                except ClientError as error:
+                    # As an abort says that is tried again after its answer was lost.
+                    if code_of(error) != "NoSuchUpload":
+                        raise
         except S3DCPError as error:
             _log.error(
                 "parts of a failed upload stay behind at s3://%s/%s, upload %s: %s",
@@ -175,6 +208,32 @@ class Multipart:
                 upload,
                 error,
             )
+
+
+def _checked(found: Any, piece: CopiedRange, target: Target) -> int:
+    """The checksum of a copied part, as the server took it, or else as it is known."""
+    checksum = target.checksum
+    if checksum is None:
+        return 0
+    said = found.get(checksum.member)
+    if checksum is not CRC64:
+        if said is None:
+            raise ConfigurationError(
+                f"the server does not say the {checksum.name} of what it copies; use CRC64NVME",
+                bucket=target.bucket,
+                key=target.key,
+                operation="UploadPartCopy",
+            )
+        return checksum.value(said)
+    if said not in (None, checksum.text(piece.checksum)):
+        raise IntegrityError(
+            "the object has other bytes than were stored in it",
+            bucket=piece.bucket,
+            key=piece.key,
+            byte_range=(piece.start, piece.end),
+            operation="UploadPartCopy",
+        )
+    return piece.checksum
 
 
 def _etag(answer: Any, target: Target) -> str:

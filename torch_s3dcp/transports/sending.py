@@ -49,19 +49,16 @@ class Body:
         """It is stored."""
         self.source.release(self.start, len(self))
 
-    def give_up(self, error: BaseException) -> None:
-        """It will not be stored."""
-        self.source.give_up(error)
-
 
 @dataclass(frozen=True)
 class Target:
     """The object that is being written, and how.
 
     Args:
-        options: What every request about it carries.
+        options: What every request about its bytes carries.
         storing: What the request carries that creates it.
         checksum: The one to send; None: none.
+        copying: What requests carry about objects that they copy from.
     """
 
     bucket: str
@@ -69,11 +66,21 @@ class Target:
     options: Mapping[str, Any]
     storing: Mapping[str, Any]
     checksum: Checksum | None
+    copying: Mapping[str, Any] = field(default_factory=dict)
     _answers: list[int] = field(default_factory=list)
 
     @property
     def place(self) -> dict[str, Any]:
         return {"Bucket": self.bucket, "Key": self.key, **self.options}
+
+    @property
+    def given_up(self) -> dict[str, Any]:
+        """Of giving up an upload: that takes no customer's key."""
+        return {n: value for n, value in self.place.items() if not n.startswith("SSECustomer")}
+
+    def with_data(self, value: int) -> dict[str, Any]:
+        """How a request with data says its checksum."""
+        return self.checksum.with_data(value) if self.checksum else {}
 
     def said(self, value: int) -> dict[str, Any]:
         """How a request says a checksum."""

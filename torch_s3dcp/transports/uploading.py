@@ -8,51 +8,42 @@ damaged on the way; where the server does not repeat the checksum, it is asked w
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
-from typing import Any, TypeVar
 
-from ..checksums import Checksum
 from .blocks import Blocks
-from .contract import BlockSource, Uploaded
+from .contract import BlockSource, CopiedRange, Uploaded
 from .errors import translated
 from .multipart import Multipart
 from .sending import Body, Sender, Target
-
-T = TypeVar("T")
 
 
 class Uploader(Sender):
     """Uploads objects through a boto3 client."""
 
-    def upload(
-        self,
-        bucket: str,
-        key: str,
-        source: BlockSource,
-        *,
-        part_size: int,
-        checksum: Checksum | None,
-        options: Mapping[str, Any],
-        storing: Mapping[str, Any],
-    ) -> Uploaded:
+    def upload(self, target: Target, source: BlockSource, part_size: int) -> Uploaded:
         """Store all that the source has; visible only when complete.
 
         Raises:
             S3DCPError: A request failed for good.
             BaseException: Whatever the source raised. Nothing stays behind then.
         """
-        target = Target(bucket, key, options, storing, checksum)
         bodies = bodies_of(source, part_size)
         first = deque(islice(bodies, 2))
         if len(first) > 1:
-            return Multipart(self, target).run(_handed_out(first, bodies))
+            return Multipart(self, target, source).run(_handed_out(first, bodies))
         return self._put(target, first.pop() if first else Body(source, 0, Blocks(())))
+
+    def compose(
+        self, target: Target, copied: Sequence[CopiedRange], source: BlockSource, part_size: int
+    ) -> Uploaded:
+        """Store ranges of other objects, and behind them all that the source has."""
+        return Multipart(self, target, source).run(chain(copied, bodies_of(source, part_size)))
 
     def _put(self, target: Target, body: Body) -> Uploaded:
         self._room.enter(len(body))
         try:
-            said = target.said(body.checksum(target.checksum))
+            value = body.checksum(target.checksum)
             with translated("PutObject", target.bucket, target.key):
                 answer = self.insist(
                     target,
@@ -60,12 +51,12 @@ class Uploader(Sender):
                     Body=body.blocks,
                     **target.place,
                     **target.storing,
-                    **said,
+                    **target.with_data(value),
                 )
             body.release()
         finally:
             self._room.leave(len(body))
-        return self.confirmed(target, answer, len(body), said)
+        return self.confirmed(target, answer, len(body), target.said(value))
 
 
 def bodies_of(source: BlockSource, part_size: int) -> Iterator[Body]:
@@ -79,6 +70,6 @@ def bodies_of(source: BlockSource, part_size: int) -> Iterator[Body]:
         del body  # from here on the request alone keeps it
 
 
-def _handed_out(first: deque[T], rest: Iterable[T]) -> Iterator[T]:
+def _handed_out(first: deque[Body], rest: Iterable[Body]) -> Iterator[Body]:
     """The first ones, then the rest; none is kept here once it was handed out."""
     return chain((first.popleft() for _ in range(len(first))), rest)
