@@ -91,6 +91,26 @@ def serialize_tensor(
     return sink.segments
 
 
+def envelope_of(tensor: torch.Tensor) -> Envelope | None:
+    """What surrounds a dense tensor's data, on whatever device it is; None where nobody knows.
+
+    Learned from memory that is never written, which takes none.
+    """
+    alignment = getattr(config.save, "storage_alignment", None)
+    kind = (tensor.dtype, tensor.size(), tensor.stride(), alignment)
+    if kind not in _ENVELOPES:
+        size = tensor.numel() * tensor.element_size()
+        full = len(_ENVELOPES) >= _MOST_ENVELOPES
+        if full or size >= _ZIP64 or not torch.serialization.get_crc32_options():
+            return None
+        like = torch.empty(0, dtype=tensor.dtype, device="cpu")
+        # torch.empty_strided would write to it, if it is to be deterministic.
+        untouched = torch.UntypedStorage(size)  # type: ignore[no-untyped-call]
+        like.set_(untouched, 0, tensor.size(), tensor.stride())
+        _in_envelope(like)
+    return _ENVELOPES.get(kind)
+
+
 def _in_envelope(tensor: torch.Tensor) -> list[memoryview]:
     """The bytes of ``torch.save``, which runs for the first tensor of a kind only."""
     alignment = getattr(config.save, "storage_alignment", None)

@@ -105,6 +105,9 @@ class SegmentStream(io.RawIOBase):
     def release(self, start: int, size: int) -> None:
         """These bytes are stored. Nothing to do."""
 
+    def give_up(self, error: BaseException) -> None:
+        """The upload has failed. Nothing to do."""
+
     def _read(self, size: int | None) -> list[memoryview]:
         blocks = list(self._take(None if size is None or size < 0 else size))
         self.position += sum(map(len, blocks))

@@ -23,6 +23,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 
 _log = logging.getLogger(__name__)
+_NEEDED = ("Stream", "Event", "stream", "current_stream", "is_initialized", "device_count")
 
 
 class DeviceEvent(Protocol):
@@ -72,6 +73,14 @@ class DeviceModule(Protocol):
         """The stream on which a device's work is queued now."""
         ...
 
+    def is_initialized(self) -> bool:
+        """Whether the process uses any of the devices."""
+        ...
+
+    def device_count(self) -> int:
+        """How many devices there are."""
+        ...
+
 
 def module_of(device: torch.device) -> DeviceModule | None:
     """The module of a device that has streams of its own; None for all other devices."""
@@ -81,12 +90,21 @@ def module_of(device: torch.device) -> DeviceModule | None:
         module = torch.get_device_module(device)
     except RuntimeError:
         return None
-    needed = ("Stream", "Event", "stream", "current_stream")
-    return cast(DeviceModule, module) if all(hasattr(module, name) for name in needed) else None
+    return cast(DeviceModule, module) if all(hasattr(module, name) for name in _NEEDED) else None
 
 
-class _Lane:
-    """The stream on which one device is filled."""
+def current_streams() -> dict[torch.device, DeviceStream]:
+    """This thread's current stream of each device, by device; none if none is in use."""
+    kind = torch.accelerator.current_accelerator()
+    module = module_of(kind) if kind is not None else None
+    if kind is None or module is None or not module.is_initialized():
+        return {}
+    devices = [torch.device(kind.type, number) for number in range(module.device_count())]
+    return {device: module.current_stream(device) for device in devices}
+
+
+class Lane:
+    """The stream on which one device is filled, or what it has is copied."""
 
     def __init__(self, module: DeviceModule, device: torch.device) -> None:
         self.module = module
@@ -96,8 +114,12 @@ class _Lane:
 
     def begin(self) -> None:
         """Copies from now on run after what is queued on the current stream."""
+        self.after(self.module.current_stream(self.device))
+
+    def after(self, stream: DeviceStream) -> None:
+        """Copies from now on run after what is queued on another stream."""
         queued = self.module.Event()
-        queued.record(self.module.current_stream(self.device))
+        queued.record(stream)
         self.stream.wait_event(queued)
 
     def mark(self) -> DeviceEvent:
@@ -122,7 +144,7 @@ class PinnedBlock:
         size: Bytes of it that are used.
     """
 
-    def __init__(self, staging: Staging, lane: _Lane, whole: torch.Tensor, size: int) -> None:
+    def __init__(self, staging: Staging, lane: Lane, whole: torch.Tensor, size: int) -> None:
         self._staging = staging
         self.lane = lane
         self.whole = whole
@@ -147,7 +169,7 @@ class Staging:
     """Fills tensors on devices from pinned memory that is used again."""
 
     def __init__(self) -> None:
-        self._lanes: dict[torch.device, _Lane | None] = {}
+        self._lanes: dict[torch.device, Lane | None] = {}
         self._flights: deque[_Flight] = deque()
         self._spare: dict[int, list[torch.Tensor]] = {}
         self._can_pin = True
@@ -234,10 +256,10 @@ class Staging:
         self.in_flight -= block.capacity
         self._spare.setdefault(block.capacity, []).append(block.whole)
 
-    def _lane(self, device: torch.device) -> _Lane | None:
+    def _lane(self, device: torch.device) -> Lane | None:
         if device not in self._lanes:
             module = module_of(device)
-            self._lanes[device] = _Lane(module, device) if module else None
+            self._lanes[device] = Lane(module, device) if module else None
         return self._lanes[device]
 
     def _pin(self, size: int) -> torch.Tensor | None:

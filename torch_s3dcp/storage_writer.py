@@ -77,7 +77,8 @@ class S3StorageWriter(StorageWriter):
         path: Where to save, ``s3://bucket/prefix``. s3torchconnector's order
             ``(region, path)`` is accepted too.
         region: Region of the bucket; None: as boto3 finds it.
-        s3client_config: Settings of the connection.
+        s3client_config: Settings of the connection. Beside a ``transport`` only ``memory_budget``
+            counts, for blocks that tensors on devices are copied to.
         prefix_strategy: How data keys spread over prefixes; default ``__{rank}_``.
         thread_count: Files per rank, written at the same time. More, one after another, where
             they would be larger than 64 GiB.
@@ -131,9 +132,9 @@ class S3StorageWriter(StorageWriter):
             )
         address, self.region = order_location(path, region)
         self._uri = parse_uri(address)
-        self.transport = transport or BotoTransport(
-            self.region, check_config(s3client_config), agent_for()
-        )
+        config = check_config(s3client_config)
+        self._memory_budget = config.memory_budget
+        self.transport = transport or BotoTransport(self.region, config, agent_for())
         self.prefix_strategy = prefix_strategy or DefaultPrefixStrategy()
         self.thread_count = thread_count
         self.single_file_per_rank = single_file_per_rank
@@ -260,6 +261,7 @@ class S3StorageWriter(StorageWriter):
             self.thread_count,
             self.progress,
             self._earlier(run),
+            memory_budget=self._memory_budget,
         )
         try:
             results, run.stats = uploads.run(self._files(plan.items, run.rank))

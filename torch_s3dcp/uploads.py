@@ -23,6 +23,7 @@ from .file_stream import Cancelled, FileStream
 from .items import descriptors_of
 from .stats import SaveProgress, SaveStats
 from .transports import Composes, Transport, Uploaded
+from .unloading import Unloading
 from .uri import S3URI
 from .written import FileNote, results_of
 
@@ -81,6 +82,7 @@ class Uploads:
         thread_count: Files that are written at the same time.
         report: Told how far it is.
         earlier: A checkpoint whose bytes may be used again.
+        memory_budget: Bytes in which data of tensors on devices waits, over all files.
     """
 
     transport: Transport
@@ -90,6 +92,7 @@ class Uploads:
     thread_count: int = 1
     report: Callable[[SaveProgress], None] | None = None
     earlier: Earlier | None = None
+    memory_budget: int = 256 * 1024 * 1024
     # Planners are not thread-safe. The lock covers the look-up of a tensor, never I/O.
     _planning: threading.Lock = field(default_factory=threading.Lock)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -103,11 +106,14 @@ class Uploads:
         """
         begin = time.perf_counter()
         progress = _Progress(files, self.report)
+        # In this thread: its streams are those that the copies come after.
+        together = max(1, min(self.thread_count, len(files)))
+        unloading = Unloading(self.memory_budget // together)
         done: dict[str, _Done] = {}
 
         def upload(file: FileUpload) -> None:
             try:
-                done[file.path] = self._upload(file, progress)
+                done[file.path] = self._upload(file, progress, unloading)
             except BaseException:
                 self._stop.set()
                 raise
@@ -132,22 +138,20 @@ class Uploads:
         )
         return results, stats
 
-    def _upload(self, file: FileUpload, progress: _Progress) -> _Done:
+    def _upload(self, file: FileUpload, progress: _Progress, unloading: Unloading) -> _Done:
         planned = self._planned(file)
         stream = FileStream(
-            planned.rest, self._resolve, self.extensions, self._stop, progress.stored
+            planned.rest, self._resolve, self.extensions, self._stop, progress.stored, unloading
         )
-        key, copied = self.base.join(file.path).key, planned.copied_bytes
-        if planned.copied:
-            rest = max(0, file.expected_size - copied)
-            uploaded = cast(Composes, self.transport).compose(
-                self.base.bucket, key, planned.copied, stream, expected_size=rest
-            )
-            progress.stored(copied)
-        else:
-            uploaded = self.transport.upload(
-                self.base.bucket, key, stream, expected_size=file.expected_size
-            )
+        try:
+            uploaded = self._sent(file, planned, stream, progress)
+        except BaseException:
+            self._stop.set()  # before the stream ends: who waits in it is to look up
+            raise
+        finally:
+            stream.close()
+        copied = planned.copied_bytes
+        key = self.base.join(file.path).key
         _check_size(self.base, key, copied + stream.position, uploaded.size)
         progress.complete(file, uploaded.size)
         behind = (replace(one, offset=copied + one.offset) for one in stream.written())
@@ -158,6 +162,24 @@ class Uploads:
             descriptors_of(self.extensions),
         )
         return _Done(planned, uploaded, results)
+
+    def _sent(
+        self, file: FileUpload, planned: PlannedFile, stream: FileStream, progress: _Progress
+    ) -> Uploaded:
+        key, copied = self.base.join(file.path).key, planned.copied_bytes
+        if not planned.copied:
+            return self.transport.upload(
+                self.base.bucket, key, stream, expected_size=file.expected_size
+            )
+        uploaded = cast(Composes, self.transport).compose(
+            self.base.bucket,
+            key,
+            planned.copied,
+            stream,
+            expected_size=max(0, file.expected_size - copied),
+        )
+        progress.stored(copied)
+        return uploaded
 
     def _planned(self, file: FileUpload) -> PlannedFile:
         if self.earlier is None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.dcp import Place, place_on
+from support.devices import Cuda, Lazy, lazy_device, needs_cuda
 from support.proxy import FaultProxy
 
 from torch_s3dcp.testing.servers import MotoServer, S3Server, SeaweedServer
@@ -69,3 +70,13 @@ def place(request: pytest.FixtureRequest) -> Place:
     names = {"memory": "memory", "moto": "on_moto", "seaweed": "on_seaweed"}
     found: Place = request.getfixturevalue(names[request.param])
     return found
+
+
+@pytest.fixture(params=[*range(8), pytest.param("cuda", marks=needs_cuda)])
+def device(request: pytest.FixtureRequest) -> Iterator[Lazy | Cuda]:
+    """The model, with several seeds, and CUDA."""
+    if request.param == "cuda":
+        yield Cuda()
+    else:
+        with lazy_device(request.param) as lazy:
+            yield lazy

@@ -5,7 +5,6 @@ Each test runs on a model of a device, which every machine has, and on CUDA wher
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.dcp import Place, assert_same, quiet, randn
-from support.devices import Cuda, Lazy, lazy_device
+from support.devices import Cuda, Lazy, lazy_device, needs_cuda
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 
@@ -28,17 +27,6 @@ from torch_s3dcp.transports import MemoryTransport
 
 MIB = 2**20
 BIG = (512, 1024)
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.fixture(params=[*range(8), pytest.param("cuda", marks=needs_cuda)])
-def device(request: pytest.FixtureRequest) -> Iterator[Lazy | Cuda]:
-    """The model, with several seeds, and CUDA."""
-    if request.param == "cuda":
-        yield Cuda()
-    else:
-        with lazy_device(request.param) as lazy:
-            yield lazy
 
 
 def load(

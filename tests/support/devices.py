@@ -5,15 +5,18 @@ later time, or when somebody waits for it; streams are independent but for event
 pinned memory reads what is there when it runs. Memory that is freed before a copy of another
 stream runs is found out. Its tensors are of device type "lazy", of which torch brings little more
 than the name; their values are in ordinary memory.
+
+Each thread has a current stream of its own, at first the device's default one.
 """
 
 from __future__ import annotations
 
 import ctypes
 import random
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -23,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.device("lazy", 0)
 aten = torch.ops.aten
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 Access = Callable[[], torch.Tensor | None]
 
@@ -37,9 +41,10 @@ class LazyStream:
         self.queued = self.done = 0
 
     def push(self, work: Callable[[], None] | tuple[LazyStream, int]) -> None:
-        self.queue.append(work)
-        self.queued += 1
-        self.module.drift()
+        with self.module.lock:
+            self.queue.append(work)
+            self.queued += 1
+            self.module.drift()
 
     def wait_event(self, event: LazyEvent) -> None:
         if event.stream is not None:
@@ -50,8 +55,9 @@ class LazyStream:
 
     def reach(self, position: int) -> None:
         """Run no more than it takes."""
-        while self.done < position:
-            self.step()
+        with self.module.lock:
+            while self.done < position:
+                self.step()
 
     def ready(self) -> bool:
         if not self.queue:
@@ -78,11 +84,13 @@ class LazyEvent:
         self.position = 0
 
     def record(self, stream: LazyStream) -> None:
-        self.stream, self.position = stream, stream.queued
-        self.module.drift()
+        with self.module.lock:
+            self.stream, self.position = stream, stream.queued
+            self.module.drift()
 
     def query(self) -> bool:
-        self.module.drift()
+        with self.module.lock:
+            self.module.drift()
         return self.stream is None or self.stream.done >= self.position
 
     def synchronize(self) -> None:
@@ -100,17 +108,35 @@ class LazyModule:
 
     def __init__(self, seed: int, pinned_limit: int = 2**40) -> None:
         self.random = random.Random(seed)
+        self.lock = threading.RLock()
         self.eagerness = self.random.choice([0.0, 0.3, 0.6, 0.9])
         self.pinned_limit = pinned_limit
         self.working = False
         self.streams: list[LazyStream] = []
-        self.current = self.Stream()
+        self.default = self.Stream()
+        self._here = threading.local()
         #: What went wrong on the device.
         self.faults: list[str] = []
-        #: Copies from pinned memory that were queued.
+        #: Copies from or to pinned memory that were queued.
         self.copies = 0
         #: Copies that should not have blocked, but first had to be packed on the host.
         self.packed = 0
+        #: After so many of these copies the device is broken.
+        self.fails_after = 2**60
+        #: Bytes that were pinned at the same time, at most.
+        self.most_pinned = 0
+
+    @property
+    def current(self) -> LazyStream:
+        """The current stream of this thread."""
+        found: LazyStream = getattr(self._here, "stream", self.default)
+        return found
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def device_count(self) -> int:
+        return 1
 
     def Stream(self, device: torch.device = DEVICE) -> LazyStream:
         assert device == DEVICE
@@ -122,11 +148,11 @@ class LazyModule:
 
     @contextmanager
     def stream(self, stream: LazyStream) -> Iterator[None]:
-        before, self.current = self.current, stream
+        before, self._here.stream = self.current, stream
         try:
             yield
         finally:
-            self.current = before
+            self._here.stream = before
 
     def current_stream(self, device: torch.device = DEVICE) -> LazyStream:
         assert device == DEVICE
@@ -184,15 +210,18 @@ class LazyTensor(torch.Tensor):
 
 
 class LazyDevice(TorchDispatchMode):
-    """While it is entered, torch knows the device."""
+    """While it is entered, torch knows the device. To be made by each thread for itself."""
 
-    def __init__(self, module: LazyModule) -> None:
+    def __init__(self, module: LazyModule, pinned: dict[int, tuple[StorageWeakRef, int]]) -> None:
         super().__init__()
         self.module = module
-        self.pinned: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.pinned = pinned
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        with self.module.lock:
+            return self.dispatch(func, args, kwargs or {})
+
+    def dispatch(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         self.module.drift()
         if func is aten.empty.memory_format:
             return self.empty(args, kwargs)
@@ -213,6 +242,7 @@ class LazyDevice(TorchDispatchMode):
             alive = [size for ref, size in self.pinned.values() if not ref.expired()]
             if sum(alive) + made.nbytes > self.module.pinned_limit:
                 raise RuntimeError("no more memory can be pinned")
+            self.module.most_pinned = max(self.module.most_pinned, sum(alive) + made.nbytes)
             reference = StorageWeakRef(made.untyped_storage())
             self.pinned[made.untyped_storage().data_ptr()] = (reference, made.nbytes)
             return made
@@ -232,9 +262,13 @@ class LazyDevice(TorchDispatchMode):
         stream = self.module.current
         if not isinstance(target, LazyTensor):
             assert isinstance(source, LazyTensor)
-            stream.synchronize()
-            return target.copy_(source.inner)
-        write, read = self.reach(target, stream), self.read(source, stream, non_blocking)
+            write = self.pinned_memory(target) if non_blocking else None
+            if write is None:
+                stream.synchronize()
+                return target.copy_(source.inner)
+        else:
+            write = self.reach(target, stream)
+        read = self.read(source, stream, non_blocking)
         on_device = isinstance(source, LazyTensor)
 
         def work() -> None:
@@ -250,13 +284,22 @@ class LazyDevice(TorchDispatchMode):
     def read(self, source: torch.Tensor, stream: LazyStream, non_blocking: bool) -> Access:
         if isinstance(source, LazyTensor):
             return self.reach(source, stream)
-        reference, _ = self.pinned.get(source.untyped_storage().data_ptr(), (None, 0))
-        if reference is None or reference.expired() or not source.is_contiguous():
+        pinned = self.pinned_memory(source)
+        if pinned is None:
             self.module.packed += non_blocking
             packed = source.clone()  # the driver, or torch, stages it before the call returns
             return lambda: packed
+        return pinned
+
+    def pinned_memory(self, tensor: torch.Tensor) -> Access | None:
+        """Memory that the device reads and writes by itself, when it gets to it."""
+        reference, _ = self.pinned.get(tensor.untyped_storage().data_ptr(), (None, 0))
+        if reference is None or reference.expired() or not tensor.is_contiguous():
+            return None
+        if self.module.copies >= self.module.fails_after:
+            raise RuntimeError("the device is broken")
         self.module.copies += 1
-        return self.weak(source, "pinned memory")
+        return self.weak(tensor, "pinned memory")
 
     def reach(self, tensor: LazyTensor, stream: LazyStream) -> Access:
         """Memory is safe on the stream that it belongs to, and must be kept for others."""
@@ -281,6 +324,8 @@ class LazyDevice(TorchDispatchMode):
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         stream, first = self.module.current, args[0]
+        if func is aten.is_pinned.default:
+            return False
         if func in (aten.fill_.Scalar, aten.zero_.default, aten.add_.Tensor):
             reach = self.reach(first, stream)
 
@@ -308,6 +353,11 @@ class Lazy:
 
     def __init__(self, module: LazyModule) -> None:
         self.module = module
+        self._pinned: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def known(self) -> LazyDevice:
+        """While it is entered, torch knows the device in this thread."""
+        return LazyDevice(self.module, self._pinned)
 
     def put(self, values: torch.Tensor) -> torch.Tensor:
         """A tensor on the device with the values and strides of another."""
@@ -329,10 +379,13 @@ def lazy_device(seed: int, **options: Any) -> Iterator[Lazy]:
     module = LazyModule(seed, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, DEVICE.type, module, raising=False)
+        patch.setattr(torch.accelerator, "current_accelerator", lambda: DEVICE)
+        patch.setattr("torch_s3dcp.unloading.PLAIN_TYPES", (LazyTensor,))
         torch.get_device_module.cache_clear()
         try:
-            with LazyDevice(module):
-                yield Lazy(module)
+            lazy = Lazy(module)
+            with lazy.known():
+                yield lazy
                 module.synchronize()
         finally:
             torch.get_device_module.cache_clear()
@@ -356,6 +409,10 @@ class Cuda:
     def see(self, tensor: torch.Tensor) -> torch.Tensor:
         with torch.cuda.stream(torch.cuda.Stream()):
             return tensor.cpu()
+
+    def known(self) -> nullcontext[None]:
+        """Nothing to do: every thread knows it."""
+        return nullcontext()
 
     def keep_busy(self) -> None:
         """Queue work that takes far longer than queueing what comes next."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -142,18 +143,45 @@ def test_a_lost_answer_to_the_completion_is_no_failure(
     assert open_uploads(transport, seaweed_bucket) == []
 
 
+def deny(request: Any, **_: Any) -> Any:
+    """Answers instead of the server, for part 2."""
+    if "partNumber=2" not in request.url:
+        return None
+    from botocore.awsrequest import AWSResponse
+
+    text = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+    raw = type("Raw", (), {"stream": lambda *_, **__: iter([text])})()
+    return AWSResponse(request.url, 403, {}, raw)
+
+
+def test_a_source_that_waits_for_a_part_is_told_that_it_failed(
+    transport: BotoTransport, seaweed_bucket: str
+) -> None:
+    class Waits(SegmentStream):
+        """Its third part comes when the others are stored."""
+
+        told: Future[BaseException] = Future()
+        calls = 0
+
+        def take(self, size: int) -> list[memoryview]:
+            self.calls += 1
+            if self.calls == 3:
+                raise self.told.result(timeout=60)
+            return super().take(size)
+
+        def give_up(self, error: BaseException) -> None:
+            self.told.set_result(error)
+
+    listen(transport, "UploadPart", deny)
+    source = Waits(iter([LARGE]))
+    with pytest.raises(AccessDeniedError):
+        transport.upload(seaweed_bucket, "key", source, expected_size=len(LARGE))
+    assert open_uploads(transport, seaweed_bucket) == []
+
+
 def test_the_first_failure_of_a_part_is_raised(
     transport: BotoTransport, seaweed_bucket: str
 ) -> None:
-    def deny(request: Any, **_: Any) -> Any:
-        if "partNumber=2" not in request.url:
-            return None
-        from botocore.awsrequest import AWSResponse
-
-        text = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
-        raw = type("Raw", (), {"stream": lambda *_, **__: iter([text])})()
-        return AWSResponse(request.url, 403, {}, raw)
-
     listen(transport, "UploadPart", deny)
     with pytest.raises(AccessDeniedError) as caught:
         upload(transport, seaweed_bucket)

@@ -405,6 +405,9 @@ class _Source:
     def release(self, start: int, size: int) -> None:
         """Nothing to do: each part has memory of its own."""
 
+    def give_up(self, error: BaseException) -> None:
+        """Nothing to do: nobody waits for a release."""
+
     def _take(self, size: int) -> bytes:
         block = self._stream.read(size)
         if block is None:

@@ -145,7 +145,9 @@ class BlockSource(Protocol):
     def take(self, size: int) -> list[memoryview]:
         """The next ``size`` bytes, as the blocks where they lie; fewer only at the end.
 
-        Their memory stays as it is until they are released.
+        Their memory stays as it is until they are released. It may wait for what was taken
+        before, all but the last time, to be released: a transport may keep the bytes of one call
+        back while it asks for more, and no others.
         """
         ...
 
@@ -156,8 +158,12 @@ class BlockSource(Protocol):
     def release(self, start: int, size: int) -> None:
         """These bytes are stored: their memory may be used again.
 
-        What it raises ends the upload.
+        Told once of all bytes. What it raises ends the upload.
         """
+        ...
+
+    def give_up(self, error: BaseException) -> None:
+        """Not all that was taken will be stored: a ``take`` that waits raises the error."""
         ...
 
 

@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError
 
 from ..checksums import CRC64
 from ..exceptions import ConfigurationError, IntegrityError, S3DCPError, StorageError
-from .contract import CopiedRange, Uploaded
+from .contract import BlockSource, CopiedRange, Uploaded
 from .errors import code_of, translated
 from .sending import Body, Sender, Target, is_as_sent
 
@@ -38,9 +38,11 @@ class Multipart:
     Args:
         sender: Its client makes the requests, its pool sends the parts.
         target: What is written.
+        source: Gives the parts; told when one has failed.
     """
 
-    def __init__(self, sender: Sender, target: Target) -> None:
+    def __init__(self, sender: Sender, target: Target, source: BlockSource) -> None:
+        self._source = source
         self._sender = sender
         self._client = sender.client
         self._target = target
@@ -95,6 +97,7 @@ class Multipart:
         except BaseException as error:
             self._failures.append(error)
             self._failed.set()
+            self._source.give_up(error)  # it may be waiting for this part
             raise
 
     def _create(self) -> str:

@@ -31,14 +31,14 @@ class Uploader(Sender):
         bodies = bodies_of(source, part_size)
         first = deque(islice(bodies, 2))
         if len(first) > 1:
-            return Multipart(self, target).run(_handed_out(first, bodies))
+            return Multipart(self, target, source).run(_handed_out(first, bodies))
         return self._put(target, first.pop() if first else Body(source, 0, Blocks(())))
 
     def compose(
         self, target: Target, copied: Sequence[CopiedRange], source: BlockSource, part_size: int
     ) -> Uploaded:
         """Store ranges of other objects, and behind them all that the source has."""
-        return Multipart(self, target).run(chain(copied, bodies_of(source, part_size)))
+        return Multipart(self, target, source).run(chain(copied, bodies_of(source, part_size)))
 
     def _put(self, target: Target, body: Body) -> Uploaded:
         self._room.enter(len(body))
