@@ -8,7 +8,7 @@ taken while the checksums of an upload's parts are: no byte is looked at twice.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -50,20 +50,6 @@ class ItemChecksums:
     def as_tuple(self) -> tuple[int, int, int, bytes]:
         """As it is stored: plain values, which any version of anything can read."""
         return self.begin, self.end, self.chunk, self.values
-
-    def match(self, blocks: Sequence[memoryview]) -> bool:
-        """Whether these are the bytes of an item with these checksums."""
-        rest, block = iter(blocks), memoryview(b"")
-        for start, end, value in self.pieces(sum(map(len, blocks))):
-            found, missing = 0, end - start
-            while missing:
-                while not len(block):
-                    block = next(rest)
-                found = CRC64.update(block[:missing], found)
-                missing, block = missing - min(missing, len(block)), block[missing:]
-            if found != value:
-                return False
-        return True
 
 
 def parse_checksums(stored: Any, length: int) -> ItemChecksums | None:

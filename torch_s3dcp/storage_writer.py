@@ -31,6 +31,7 @@ from .commit import Commit, begin_commit
 from .config import S3ClientConfig, check_config
 from .delta import Earlier
 from .exceptions import CheckpointExistsError, ConfigurationError, S3DCPError
+from .items import descriptors_of
 from .plan import weigh_into_buckets
 from .prefixes import DefaultPrefixStrategy, S3PrefixStrategyBase
 from .stats import SaveProgress, SaveStats
@@ -285,7 +286,7 @@ class S3StorageWriter(StorageWriter):
         base = parse_uri(str(base))
         name = metadata_name(run.rank if run.alone else None)
         try:
-            return Earlier.load(self.transport, base, name)
+            return Earlier.load(self.transport, base, name, descriptors_of(self.extensions))
         except S3DCPError as error:
             warnings.warn(
                 f"everything is uploaded, since {base} cannot be used again: {error}", stacklevel=2

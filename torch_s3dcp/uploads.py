@@ -139,10 +139,15 @@ class Uploads:
         return results, stats
 
     def _upload(self, file: FileUpload, progress: _Progress, unloading: Unloading) -> _Done:
-        planned = self._planned(file)
-        stream = FileStream(
-            planned.rest, self._resolve, self.extensions, self._stop, progress.stored, unloading
-        )
+        def open_stream(items: Sequence[WriteItem], stored: Callable[[int], None]) -> FileStream:
+            return FileStream(items, self._resolve, self.extensions, self._stop, stored, unloading)
+
+        planned = PlannedFile((), (), tuple(file.items))
+        if self.earlier is not None:
+            planned = self.earlier.plan_file(
+                file.items, lambda items: open_stream(items, lambda _: None)
+            )
+        stream = open_stream(planned.rest, progress.stored)
         try:
             uploaded = self._sent(file, planned, stream, progress)
         except BaseException:
@@ -180,11 +185,6 @@ class Uploads:
         )
         progress.stored(copied)
         return uploaded
-
-    def _planned(self, file: FileUpload) -> PlannedFile:
-        if self.earlier is None:
-            return PlannedFile((), (), tuple(file.items))
-        return self.earlier.plan_file(file.items, self._resolve, self.extensions, self._stop)
 
     def _resolve(self, item: WriteItem) -> torch.Tensor | BytesIO:
         with self._planning:

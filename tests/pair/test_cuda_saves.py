@@ -35,6 +35,10 @@ class Known:
         with self.device.known():
             return self.inner.upload(*args, **kwargs)
 
+    def compose(self, *args: Any, **kwargs: Any) -> Any:
+        with self.device.known():
+            return self.inner.compose(*args, **kwargs)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
@@ -114,6 +118,19 @@ def test_work_that_was_queued_before_goes_first(memory: Place, device: Lazy | Cu
         for value in state.values():
             value.fill_(9)
     check(memory, {name: torch.full((3 * MIB,), 2.0) for name in state})
+
+
+def test_a_delta_of_what_is_queued_to_change(memory: Place, device: Lazy | Cuda) -> None:
+    state = {f"w{n}": device.put(randn(3 * MIB, seed=n)) for n in range(4)}
+    expected = {name: randn(3 * MIB, seed=n) for n, name in enumerate(state)}
+    save(memory, device, state)
+    with device.module.stream(device.module.Stream(device=device.device)):
+        device.keep_busy()
+        state["w1"].fill_(7)
+        save(memory, device, state, delta_from=memory.url("run"))
+        for value in state.values():
+            value.fill_(9)
+    check(memory, {**expected, "w1": torch.full((3 * MIB,), 7.0)})
 
 
 def test_after_a_failure_no_copy_is_under_way(memory: Place, device: Lazy | Cuda) -> None:

@@ -128,20 +128,3 @@ def test_small_items_have_one() -> None:
     assert list(item.pieces(200)) == [(0, 200, oracle.crc64nvme(CONTENT[:200]))]
     assert list(of_small([], 0).pieces(0)) == []
     assert parse_checksums(of_small([], 0).as_tuple(), 0) is not None
-
-
-@given(st.data())
-def test_bytes_match_or_not(data: st.DataObject) -> None:
-    length = data.draw(st.integers(1, 60))
-    ends = sorted(data.draw(st.lists(st.integers(0, length), min_size=2, max_size=2)))
-    chunk = data.draw(st.integers(1, 20))
-    cuts = cuts_of(*ends, chunk, length)
-    values = (oracle.crc64nvme(CONTENT[a:b]) for a, b in itertools.pairwise(cuts))
-    stored = b"".join(value.to_bytes(8, "big") for value in values)
-    checksums = ItemChecksums(ends[0], ends[1], chunk, stored)
-    item = bytearray(CONTENT[:length])
-    at = data.draw(st.integers(0, length))
-    blocks = [memoryview(item)[:at], memoryview(b""), memoryview(item)[at:]]
-    assert checksums.match(blocks)
-    item[data.draw(st.integers(0, length - 1))] ^= 1 << data.draw(st.integers(0, 7))
-    assert not checksums.match(blocks)

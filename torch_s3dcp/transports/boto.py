@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from botocore.response import StreamingBody
 from s3transfer.exceptions import S3CopyFailedError
 
-from ..checksums import CRC64, combinable
+from ..checksums import combinable
 from ..config import S3ClientConfig
 from ..exceptions import (
     ConfigurationError,
@@ -23,7 +23,6 @@ from ..parts import part_size_for
 from .answers import AnswerBody, changed, checked_body, info_of
 from .clients import Client, client_for, part_uploader, patient_uploader, uploader_for
 from .contract import (
-    BlockSource,
     CopiedRange,
     ListPage,
     ObjectBody,
@@ -36,6 +35,7 @@ from .errors import refusal, translated
 from .exchange import AskAgain
 from .options import copied_from, copying, opening, payer, storing
 from .sending import Target
+from .source import StreamSource, block_source
 from .uploading import Uploader
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ class BotoTransport:
         if expected_size is None or combinable(self.config.checksum_algorithm) is None:
             return self._transfer(bucket, key, stream, expected_size, part_size, storage_class)
         target = self._target(bucket, key, storage_class)
-        return self._uploader().upload(target, _block_source(stream), part_size)
+        return self._uploader().upload(target, block_source(stream), part_size)
 
     def compose(
         self,
@@ -217,7 +217,7 @@ class BotoTransport:
             )
         part_size = part_size_for(expected_size, self.config.part_size)
         target = self._target(bucket, key)
-        return self._uploader().compose(target, copied, _block_source(stream), part_size)
+        return self._uploader().compose(target, copied, block_source(stream), part_size)
 
     def _uploader(self) -> Uploader:
         return part_uploader(self.client, self.config)
@@ -250,7 +250,7 @@ class BotoTransport:
         else:
             manager = uploader_for(self.client, self.config, part_size)
         options = {**opening(self.config), **storing(self.config, storage_class)}
-        source = _Source(stream)
+        source = StreamSource(stream)
         try:
             with translated("Upload", bucket, key):
                 manager.upload(cast("IO[bytes]", source), bucket, key, extra_args=options).result()
@@ -356,61 +356,3 @@ class BotoTransport:
         """Whether the user's settings leave checksums on where S3 does not ask for them."""
         chosen = getattr(self.client.meta.config, "request_checksum_calculation", None)
         return chosen != "when_required"
-
-
-def _block_source(stream: io.RawIOBase) -> BlockSource:
-    return stream if isinstance(stream, BlockSource) else _Source(stream)
-
-
-class _Source:
-    """What uploads read from; remembers the stream's own error, so that it gets out."""
-
-    def __init__(self, stream: io.RawIOBase) -> None:
-        self._stream = stream
-        self.error: BaseException | None = None
-        self.size = 0
-
-    def read(self, size: int = -1) -> bytes:
-        """All of ``size`` bytes, unless the stream ends: s3transfer takes less for the end."""
-        try:
-            if size < 0:
-                return self._take(size)
-            blocks: list[bytes] = []
-            while size > 0 and (block := self._take(size)):
-                blocks.append(block)
-                size -= len(block)
-            return blocks[0] if len(blocks) == 1 else b"".join(blocks)
-        except BaseException as error:
-            self.error = error
-            if isinstance(error, Exception):
-                raise
-            # After a KeyboardInterrupt in one of its threads s3transfer waits for ever.
-            raise InterruptedError("the stream to upload was interrupted") from error
-
-    def take(self, size: int) -> list[memoryview]:
-        """The next ``size`` bytes, or what is left."""
-        try:
-            data = self.read(size)
-        except BaseException:
-            # s3transfer needs to see another one.
-            if self.error is not None:
-                raise self.error from None
-            raise
-        return [memoryview(data)] if data else []
-
-    def checksum(self, start: int, blocks: Iterable[memoryview]) -> int:
-        """The CRC64NVME of blocks."""
-        return CRC64.of(blocks)
-
-    def release(self, start: int, size: int) -> None:
-        """Nothing to do: each part has memory of its own."""
-
-    def give_up(self, error: BaseException) -> None:
-        """Nothing to do: nobody waits for a release."""
-
-    def _take(self, size: int) -> bytes:
-        block = self._stream.read(size)
-        if block is None:
-            raise BlockingIOError("a stream to upload must block until it has data")
-        self.size += len(block)
-        return block
