@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import time
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -94,3 +96,36 @@ def test_one_that_was_begun_can_be_ended() -> None:
     assert not gc.isenabled()
     pause.end()
     assert gc.isenabled()
+
+
+def test_what_was_made_meanwhile_is_left_to_a_full_collection() -> None:
+    with CollectorPause():
+        made = [[n] for n in range(1000)]
+    old = set(map(id, gc.get_objects(generation=2)))
+    assert all(id(one) in old for one in made)
+
+
+def test_garbage_that_was_made_meanwhile_is_found_later() -> None:
+    class Node:
+        pass
+
+    with CollectorPause():
+        node: Any = Node()
+        node.itself = node
+        alive = weakref.ref(node)
+        del node
+    assert alive() is not None
+    gc.collect()
+    assert alive() is None
+
+
+def test_what_others_have_put_aside_stays_there() -> None:
+    gc.freeze()
+    try:
+        aside = gc.get_freeze_count()
+        assert aside > 0
+        with CollectorPause():
+            pass
+        assert gc.get_freeze_count() >= aside - 100
+    finally:
+        gc.unfreeze()
