@@ -117,7 +117,7 @@ class Ring(Generic[T]):
         """These bytes are stored. Called by several threads.
 
         Raises:
-            ValueError: They were released before.
+            ValueError: Part of them was released before, the rest was not.
         """
         with self._changed:
             for span in (*self._taken, *self._handed):

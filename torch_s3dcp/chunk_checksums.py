@@ -19,8 +19,9 @@ from .checksums import CRC64
 SMALLEST_CHUNK = 1024 * 1024
 # Checksums of an item at most, but for few; larger tensors have larger slices.
 _MOST_CHUNKS = 1024
-# Items up to this size have one checksum, taken apart from those of the parts.
-SMALL_ITEM = 64 * 1024
+# Items up to this size have one checksum, taken apart from those of the parts, but of bytes that
+# are copied next: smaller blocks are joined before they are sent.
+SMALL_ITEM = 16 * 1024
 _WIDTH = CRC64.width
 
 

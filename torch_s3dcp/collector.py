@@ -51,7 +51,11 @@ class CollectorPause:
         self.__enter__()
         timer = threading.Timer(_LONGEST, self.end)
         timer.daemon = True
-        timer.start()
+        try:
+            timer.start()
+        except BaseException:
+            self.end()
+            raise
         self._timer = timer
 
     def __exit__(

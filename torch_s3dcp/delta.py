@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +13,13 @@ from torch.distributed.checkpoint.planner import WriteItem
 
 from .checkpoint_metadata import CHECKSUMS, load_metadata
 from .chunk_checksums import ItemChecksums, parse_checksums
-from .exceptions import ObjectNotFoundError
+from .exceptions import StorageError
 from .file_stream import FileStream, WrittenItem
 from .reuse import Piece, Reusable, Run, parts_of_copy, plan_runs
 from .transports import CopiedRange, ObjectInfo, Transport
 from .uri import S3URI
+
+_log = logging.getLogger(__name__)
 
 OpenStream = Callable[[Sequence[WriteItem]], FileStream]
 _Found = tuple[WriteItem, WrittenItem]
@@ -119,7 +122,8 @@ class Earlier:
             if path not in self._objects:
                 try:
                     self._objects[path] = self._transport.head(uri.bucket, uri.key)
-                except ObjectNotFoundError:
+                except StorageError as error:
+                    _log.warning("%s is not used again: %s", uri, error)
                     self._objects[path] = None
             return self._objects[path] is not None
 

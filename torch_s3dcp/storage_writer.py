@@ -7,8 +7,8 @@ and only then, removal of what the checkpoint that it replaced consisted of.
 
 from __future__ import annotations
 
+import copy
 import logging
-import math
 import os
 import threading
 import time
@@ -20,7 +20,7 @@ from typing import Any
 
 from torch.distributed.checkpoint.filesystem import SerializationFormat
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
@@ -31,28 +31,21 @@ from .commit import Commit, begin_commit
 from .config import S3ClientConfig, check_config
 from .delta import Earlier
 from .exceptions import CheckpointExistsError, ConfigurationError, S3DCPError
+from .files import cut_into_files
 from .items import descriptors_of
-from .plan import weigh_into_buckets
 from .prefixes import DefaultPrefixStrategy, S3PrefixStrategyBase
 from .stats import SaveProgress, SaveStats
 from .transports import BotoTransport, Composes, Transport
-from .uploads import FileUpload, Uploads
+from .uploads import Uploads
 from .uri import S3URI, is_uri, order_location, parse_uri
 from .written import storage_data_of
 
 _log = logging.getLogger(__name__)
 
-DATA_SUFFIX = ".distcp"
 _FORMAT_VERSION = "1.0.0"
 
 #: ``delta_from``: what this writer saved last.
 PREVIOUS = "previous"
-# Larger objects bring no more bandwidth: their parts are many at once anyway. But they are one
-# thing to lose, and have a limit.
-LARGEST_FILE = 64 * 1024**3
-
-# Weight of an item whose size is not known from the plan.
-_BLOB_WEIGHT = 1024
 
 
 @dataclass
@@ -91,8 +84,9 @@ class S3StorageWriter(StorageWriter):
         cache_staged_state_dict: Accepted as in torch's writer. Staging for ``async_save``
             is torch's ``DefaultStager``, which has options of its own.
         overwrite: False: refuse to replace a checkpoint.
-        progress: Told how far this rank's save is, whenever a part of an object is stored: from
-            several threads, one at a time. An error in it fails the save.
+        progress: Told how far this rank's save is, in a thread of its own. It gets the newest state
+            as often as it is ready for one, and the last one in any case. What it raises fails the
+            save. For ``async_save`` in a process it must be picklable, and is called there.
         delta_from: An earlier checkpoint: items whose bytes it holds are copied by the store, not
             uploaded. Its address, or ``"previous"``: what this writer saved last. Where it cannot
             be read, everything is uploaded, with a warning.
@@ -254,6 +248,23 @@ class S3StorageWriter(StorageWriter):
             BaseException: Whatever the planner raised.
         """
         run = self._under_way("write_data")
+        try:
+            results, run.stats = self._upload(run, plan, planner)
+        except BaseException:
+            run.pause.end()
+            raise
+        if run.commit is None:
+            # Another rank commits: this one's part is done.
+            self._here.run = None
+            self._previous, self.stats = run.uri, run.stats
+            run.pause.end()
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
+
+    def _upload(
+        self, run: _Run, plan: SavePlan, planner: SavePlanner
+    ) -> tuple[list[WriteResult], SaveStats]:
         uploads = Uploads(
             self.transport,
             run.uri,
@@ -264,19 +275,8 @@ class S3StorageWriter(StorageWriter):
             self._earlier(run),
             memory_budget=self._memory_budget,
         )
-        try:
-            results, run.stats = uploads.run(self._files(plan.items, run.rank))
-        except BaseException:
-            run.pause.end()
-            raise
-        self._previous = run.uri
-        self.stats = run.stats
-        if run.commit is None:
-            self._here.run = None  # another rank commits: this one's part is done
-            run.pause.end()
-        done: Future[list[WriteResult]] = Future()
-        done.set_result(results)
-        return done
+        count = self.thread_count if self.single_file_per_rank else None
+        return uploads.run(cut_into_files(plan.items, self.prefix_strategy(run.rank), count))
 
     def _earlier(self, run: _Run) -> Earlier | None:
         """The checkpoint whose bytes this save may use again."""
@@ -292,34 +292,6 @@ class S3StorageWriter(StorageWriter):
                 f"everything is uploaded, since {base} cannot be used again: {error}", stacklevel=2
             )
             return None
-
-    def _files(self, items: Sequence[WriteItem], rank: int) -> list[FileUpload]:
-        """Cut a plan into files. Their names are new with every call."""
-        weights = {id(item): item_weight(item) for item in items}
-
-        def weigh(item: WriteItem) -> int:
-            return weights[id(item)]
-
-        if self.single_file_per_rank:
-            count = max(self.thread_count, -(-sum(weights.values()) // LARGEST_FILE))
-            buckets = weigh_into_buckets(items, weigh, count)
-        else:
-            buckets = tuple((item,) for item in items)
-        prefix = self.prefix_strategy(rank)
-        if prefix.startswith("/") or ".." in prefix.split("/"):
-            raise ConfigurationError(
-                f"the prefix strategy leads out of the checkpoint: {prefix!r}; it must give a "
-                "relative prefix without '..'"
-            )
-        token = uuid.uuid4().hex[:16]
-        return [
-            FileUpload(
-                f"{prefix}{number}_{token}{DATA_SUFFIX}",
-                bucket,
-                sum(weigh(item) + 2048 for item in bucket),
-            )
-            for number, bucket in enumerate(buckets)
-        ]
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Commit: the checkpoint exists when this returns, and not before.
@@ -346,14 +318,18 @@ class S3StorageWriter(StorageWriter):
     ) -> None:
         try:
             storage_data = storage_data_of(results, metadata, run.uri)
-        except S3DCPError:
+        except BaseException:
             commit.give_up(results)
             raise
-        metadata.storage_data = storage_data
-        metadata.storage_meta = StorageMeta(checkpoint_id=str(run.uri), save_id=run.save_id)
-        metadata.version = _FORMAT_VERSION
+        # With cached plans torch gives one object to all saves, overlapping ones among them.
+        ours = copy.copy(metadata)
+        ours.storage_data = storage_data
+        ours.storage_meta = StorageMeta(checkpoint_id=str(run.uri), save_id=run.save_id)
+        ours.version = _FORMAT_VERSION
         begin = time.perf_counter()
-        leftovers = commit.land(metadata)
+        leftovers = commit.land(ours)
+        vars(metadata).update(vars(ours))  # for the caller of dcp.save
+        self._previous = run.uri
         self.stats = replace(run.stats, commit_seconds=time.perf_counter() - begin)
         _log.info("saved to %s: %s", run.uri, self.stats)
         if leftovers:
@@ -372,16 +348,12 @@ class S3StorageWriter(StorageWriter):
 
 def _check_delta(base: str | os.PathLike[str] | None, transport: Transport) -> str | None:
     found = base if base is None or base == PREVIOUS else str(parse_uri(base))
-    if found is not None and not isinstance(transport, Composes):
+    if found is None:
+        return None
+    if not isinstance(transport, Composes):
         raise ConfigurationError(
             f"delta_from needs a transport that copies on the server; {type(transport).__name__} "
             "does not"
         )
-    return None if found is None else str(found)
-
-
-def item_weight(item: WriteItem) -> int:
-    """Bytes that an item will take, from the plan: those of its own chunk."""
-    if item.type == WriteItemType.BYTE_IO or item.tensor_data is None:
-        return _BLOB_WEIGHT
-    return math.prod(item.tensor_data.chunk.sizes) * item.tensor_data.properties.dtype.itemsize
+    transport.check_compose()
+    return str(found)

@@ -24,7 +24,6 @@ from typing import NamedTuple
 import torch
 
 from .block_ring import Claim, Ring
-from .chunk_checksums import SMALL_ITEM
 from .envelopes import Envelope
 from .items import envelope_of
 from .staging import DeviceEvent, DeviceStream, Lane, current_streams, module_of
@@ -34,6 +33,8 @@ _log = logging.getLogger(__name__)
 # Large enough that a copy takes far longer than queueing it does (0.3 ms at 25 GB/s), small enough
 # that a part of an upload, 32 MiB, is begun early and that many files share a budget.
 BLOCK = 8 * 1024 * 1024
+# Smaller tensors are not worth a place in a block.
+_SMALL = 64 * 1024
 # One block is copied while another waits to be asked for; more would be missing in the upload.
 _AHEAD = 2
 #: Tensors whose bytes are their elements and nothing else.
@@ -254,7 +255,7 @@ def _bytes_of(tensor: torch.Tensor) -> torch.Tensor | None:
     if not plain or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
         return None
     size = tensor.numel() * tensor.element_size()
-    if size <= SMALL_ITEM or not _is_dense(tensor):
+    if size <= _SMALL or not _is_dense(tensor):
         return None
     return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 

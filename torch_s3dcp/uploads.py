@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import cast
@@ -18,9 +19,11 @@ from torch.distributed.checkpoint.storage import WriteResult
 from ._torch import StreamTransformExtension
 from .checkpoint_metadata import CHECKSUMS
 from .delta import Earlier, PlannedFile
-from .exceptions import BucketNotFoundError, S3DCPError, StorageError
+from .exceptions import BucketNotFoundError, StorageError
 from .file_stream import Cancelled, FileStream
+from .files import FileUpload
 from .items import descriptors_of
+from .progress import Progress
 from .stats import SaveProgress, SaveStats
 from .transports import Composes, Transport, Uploaded
 from .unloading import Unloading
@@ -28,46 +31,6 @@ from .uri import S3URI
 from .written import FileNote, results_of
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FileUpload:
-    """One object to write: its path below the checkpoint, its items, its likely size."""
-
-    path: str
-    items: Sequence[WriteItem]
-    expected_size: int
-
-
-class _Progress:
-    """Adds up what is stored, and tells whoever wants to know."""
-
-    def __init__(
-        self, files: Sequence[FileUpload], report: Callable[[SaveProgress], None] | None
-    ) -> None:
-        self._report = report
-        self._lock = threading.Lock()
-        self._done = self._complete = 0
-        self._files = len(files)
-        self._total = sum(file.expected_size for file in files)
-
-    def stored(self, count: int) -> None:
-        """So many bytes more are stored."""
-        with self._lock:
-            self._done += count
-            self._tell()
-
-    def complete(self, file: FileUpload, size: int) -> None:
-        """A file is complete, and has that size."""
-        with self._lock:
-            self._total += size - file.expected_size
-            self._complete += 1
-            self._tell()
-
-    def _tell(self) -> None:
-        if self._report is not None:
-            total = max(self._done, self._total)
-            self._report(SaveProgress(self._done, total, self._complete, self._files))
 
 
 @dataclass
@@ -105,11 +68,11 @@ class Uploads:
                 uploaded is removed before it is raised.
         """
         begin = time.perf_counter()
-        progress = _Progress(files, self.report)
         # In this thread: its streams are those that the copies come after.
         together = max(1, min(self.thread_count, len(files)))
         unloading = Unloading(self.memory_budget // together)
         done: dict[str, _Done] = {}
+        progress = Progress(len(files), sum(file.expected_size for file in files), self.report)
 
         def upload(file: FileUpload) -> None:
             try:
@@ -119,7 +82,8 @@ class Uploads:
                 raise
 
         try:
-            _in_parallel(upload, files, self.thread_count, self._stop)
+            with progress:
+                _in_parallel(upload, files, self.thread_count, self._stop)
         except BaseException:
             _remove(self.transport, self.base, [file.path for file in files])
             raise
@@ -138,27 +102,42 @@ class Uploads:
         )
         return results, stats
 
-    def _upload(self, file: FileUpload, progress: _Progress, unloading: Unloading) -> _Done:
+    def _upload(self, file: FileUpload, progress: Progress, unloading: Unloading) -> _Done:
         def open_stream(items: Sequence[WriteItem], stored: Callable[[int], None]) -> FileStream:
             return FileStream(items, self._resolve, self.extensions, self._stop, stored, unloading)
 
-        planned = PlannedFile((), (), tuple(file.items))
         if self.earlier is not None:
             planned = self.earlier.plan_file(
                 file.items, lambda items: open_stream(items, lambda _: None)
             )
-        stream = open_stream(planned.rest, progress.stored)
-        try:
-            uploaded = self._sent(file, planned, stream, progress)
-        except BaseException:
-            self._stop.set()  # before the stream ends: who waits in it is to look up
-            raise
-        finally:
-            stream.close()
+            if planned.copied:
+                counted = _Counted(progress)
+                try:
+                    stream = open_stream(planned.rest, counted.stored)
+                    return self._write(file, planned, stream, progress)
+                except StorageError as error:
+                    if self._stop.is_set():
+                        raise
+                    counted.take_back()
+                    _log.warning(
+                        "%s: all of it is uploaded, since copying of what delta_from holds failed: "
+                        "%s",
+                        self.base.join(file.path),
+                        error,
+                    )
+        planned = PlannedFile((), (), tuple(file.items))
+        return self._write(file, planned, open_stream(planned.rest, progress.stored), progress)
+
+    def _write(
+        self, file: FileUpload, planned: PlannedFile, stream: FileStream, progress: Progress
+    ) -> _Done:
+        with self._ending(stream, last=not planned.copied):
+            uploaded = self._sent(file, planned, stream)
         copied = planned.copied_bytes
         key = self.base.join(file.path).key
         _check_size(self.base, key, copied + stream.position, uploaded.size)
-        progress.complete(file, uploaded.size)
+        progress.stored(copied)
+        progress.complete(file.expected_size, uploaded.size)
         behind = (replace(one, offset=copied + one.offset) for one in stream.written())
         results = results_of(
             file.path,
@@ -168,28 +147,55 @@ class Uploads:
         )
         return _Done(planned, uploaded, results)
 
-    def _sent(
-        self, file: FileUpload, planned: PlannedFile, stream: FileStream, progress: _Progress
-    ) -> Uploaded:
-        key, copied = self.base.join(file.path).key, planned.copied_bytes
+    @contextmanager
+    def _ending(self, stream: FileStream, last: bool) -> Iterator[None]:
+        """Close a stream; after a failure that ends the save, tell all others before."""
+        try:
+            yield
+        except BaseException as error:
+            if last or not isinstance(error, StorageError):
+                self._stop.set()  # before the stream ends: who waits in it is to look up
+            raise
+        finally:
+            stream.close()
+
+    def _sent(self, file: FileUpload, planned: PlannedFile, stream: FileStream) -> Uploaded:
+        key = self.base.join(file.path).key
         if not planned.copied:
             return self.transport.upload(
                 self.base.bucket, key, stream, expected_size=file.expected_size
             )
-        uploaded = cast(Composes, self.transport).compose(
+        return cast(Composes, self.transport).compose(
             self.base.bucket,
             key,
             planned.copied,
             stream,
-            expected_size=max(0, file.expected_size - copied),
+            expected_size=max(0, file.expected_size - planned.copied_bytes),
         )
-        progress.stored(copied)
-        return uploaded
 
     def _resolve(self, item: WriteItem) -> torch.Tensor | BytesIO:
         with self._planning:
             data: torch.Tensor | BytesIO = self.planner.resolve_data(item)
         return data
+
+
+class _Counted:
+    """What a try of an upload has stored; taken back when it fails."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def stored(self, count: int) -> None:
+        """So many bytes more are stored."""
+        with self._lock:
+            self._count += count
+        self._progress.stored(count)
+
+    def take_back(self) -> None:
+        """None of them are after all."""
+        self._progress.stored(-self._count)
 
 
 @dataclass(frozen=True)
@@ -241,5 +247,5 @@ def _remove(transport: Transport, base: S3URI, paths: Sequence[str]) -> None:
         transport.delete(base.bucket, [base.join(path).key for path in paths])
     except BucketNotFoundError:
         _log.debug("no bucket, so nothing stays behind at %s", base)
-    except S3DCPError as error:
+    except Exception as error:  # noqa: BLE001 - the failure of the save is what is raised
         _log.error("objects of a failed save stay behind at %s: %s", base, error)

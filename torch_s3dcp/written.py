@@ -55,7 +55,9 @@ def storage_data_of(
     sizes: dict[str, int] = {}
     for result in (result for of_rank in results for result in of_rank):
         if result.index in storage_data:
-            raise InvalidCheckpointError("two ranks wrote the same item", tensor=result.index.fqn)
+            raise InvalidCheckpointError(
+                "the item was written twice, by one rank or by two", tensor=result.index.fqn
+            )
         storage_data[result.index] = place = result.storage_data
         note: FileNote | None = place.__dict__.pop(_NOTE, None)
         if note is None:

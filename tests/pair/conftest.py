@@ -37,6 +37,11 @@ def shared_on_moto(moto_server: MotoServer) -> Iterator[str]:
 def _emptied(place: Place) -> Iterator[Place]:
     yield place
     place.transport.delete(place.bucket, place.listing())
+    client = place.transport.client  # type: ignore[attr-defined]
+    for upload in client.list_multipart_uploads(Bucket=place.bucket).get("Uploads", []):
+        client.abort_multipart_upload(
+            Bucket=place.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+        )
 
 
 @pytest.fixture

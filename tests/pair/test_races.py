@@ -7,11 +7,14 @@ import threading
 from typing import Any
 
 import pytest
-from support.dcp import Place, assert_same, blank, failures, randn
-from support.transports import Call, Tap
+import torch.distributed.checkpoint as dcp
+from support.dcp import Place, assert_same, blank, failures, quiet, randn
+from support.transports import Call, Tap, raise_on
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata
 
-from torch_s3dcp.exceptions import CommitConflictError
+from torch_s3dcp import S3StorageWriter
+from torch_s3dcp.exceptions import AccessDeniedError, CommitConflictError
 
 THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 # Savers and rounds. The last one takes minutes.
@@ -81,3 +84,24 @@ def test_one_of_many_savers_wins(
         winner = race(place, path, savers, may_overwrite)
         assert_same(place.load(blank(model(winner)), path), model(winner))
         assert len(place.listing(f"{path}/")) == 2, "of the others nothing stays"
+
+
+def test_what_torch_may_share_between_saves_is_not_changed_before_the_commit(
+    memory: Place,
+) -> None:
+    """With cached plans all saves, overlapping ones among them, get one Metadata object."""
+    seen: list[dict[str, Any]] = []
+
+    class Watching(S3StorageWriter):
+        def finish(self, metadata: Metadata, results: Any) -> None:
+            before = dict(vars(metadata))
+            try:
+                super().finish(metadata, results)
+            finally:
+                seen.extend([before, dict(vars(metadata))])
+
+    tap = Tap(memory.transport, before=raise_on("put", "", AccessDeniedError("no")))
+    with pytest.raises(CheckpointException), quiet():
+        dcp.save(model(1), storage_writer=Watching(memory.url("run"), transport=tap))
+    before, after = seen
+    assert after == before

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch_s3dcp.transports import ListPage, ObjectBody, ObjectInfo, Transport, Uploaded
+from torch_s3dcp.transports import ListPage, ObjectBody, ObjectInfo, Uploaded
 
 MUTATIONS = ("put", "upload", "copy", "delete")
 
@@ -39,7 +39,7 @@ class Tap:
     """
 
     def __init__(
-        self, inner: Transport, *, before: Hook | None = None, after: Hook | None = None
+        self, inner: Any, *, before: Hook | None = None, after: Hook | None = None
     ) -> None:
         self.inner = inner
         self.before = before
@@ -100,6 +100,14 @@ class Tap:
         return self._do(
             Call("upload", (key,), expected_size=expected_size),
             lambda: self.inner.upload(bucket, key, stream, expected_size=expected_size),
+        )
+
+    def check_compose(self) -> None:
+        self.inner.check_compose()
+
+    def compose(self, bucket: str, key: str, *args: Any, **options: Any) -> Uploaded:
+        return self._do(
+            Call("compose", (key,)), lambda: self.inner.compose(bucket, key, *args, **options)
         )
 
     def copy(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:

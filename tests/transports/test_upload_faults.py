@@ -18,7 +18,7 @@ from torch_s3dcp.exceptions import AccessDeniedError, EndpointError, StorageErro
 from torch_s3dcp.segments import SegmentStream
 from torch_s3dcp.transports import BotoTransport
 from torch_s3dcp.transports.blocks import Blocks
-from torch_s3dcp.transports.sending import Target
+from torch_s3dcp.transports.sending import Target, is_as_sent
 from torch_s3dcp.transports.uploading import Uploader
 
 MIB = 2**20
@@ -247,3 +247,18 @@ def test_what_was_sent_is_not_kept() -> None:
     target = Target("bucket", "key", {}, {}, combinable(None))
     Uploader(client, 1, MIB).upload(target, SegmentStream(produce()), part_size=MIB)
     assert max(kept) <= 4
+
+
+@pytest.mark.parametrize(
+    ("found", "same"),
+    [
+        ({}, True),
+        ({"ChecksumCRC32C": "abc"}, True),
+        ({"ChecksumCRC32C": "xyz"}, False),
+        ({"ChecksumCRC32C": "xyz", "ChecksumType": "FULL_OBJECT"}, False),
+        ({"ChecksumCRC32C": "xyz-3", "ChecksumType": "COMPOSITE"}, True),
+        ({"ContentLength": 8}, False),
+    ],
+)
+def test_only_checksums_of_the_whole_object_are_compared(found: Any, same: bool) -> None:
+    assert is_as_sent({"ContentLength": 7, **found}, 7, {"ChecksumCRC32C": "abc"}) == same

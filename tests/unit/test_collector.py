@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ def test_a_forked_child_collects() -> None:
 
 
 def test_one_that_nobody_ends_ends_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch_s3dcp.collector._LONGEST", 0.05)
+    monkeypatch.setattr("torch_s3dcp.collector._LONGEST", 1.0)
     pause = CollectorPause()
     pause.begin()
     assert not gc.isenabled()
@@ -129,3 +130,13 @@ def test_what_others_have_put_aside_stays_there() -> None:
         assert gc.get_freeze_count() >= aside - 100
     finally:
         gc.unfreeze()
+
+
+def test_without_a_thread_to_end_it_there_is_no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Timer) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Timer, "start", refuse)
+    with pytest.raises(RuntimeError, match="new thread"):
+        CollectorPause().begin()
+    assert gc.isenabled()

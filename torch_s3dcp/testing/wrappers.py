@@ -142,6 +142,11 @@ class TransportWrapper:
             storage_class=storage_class,
         )
 
+    def check_compose(self) -> None:
+        if not isinstance(self.transport, Composes):
+            raise ConfigurationError(f"{type(self.transport).__name__} cannot compose objects")
+        self.transport.check_compose()
+
     def compose(
         self,
         bucket: str,

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from botocore.response import StreamingBody
 from s3transfer.exceptions import S3CopyFailedError
 
-from ..checksums import combinable
+from ..checksums import CRC64, combinable
 from ..config import S3ClientConfig
 from ..exceptions import (
     ConfigurationError,
@@ -199,6 +199,15 @@ class BotoTransport:
         target = self._target(bucket, key, storage_class)
         return self._uploader().upload(target, block_source(stream), part_size)
 
+    def check_compose(self) -> None:
+        algorithm = self.config.checksum_algorithm
+        if combinable(algorithm) is not CRC64:
+            raise ConfigurationError(
+                "the bytes of earlier objects are known by their CRC64NVME, so that "
+                f"checksum_algorithm={algorithm!r} could not tell whether they are still the same; "
+                "leave it out, or use CRC64NVME"
+            )
+
     def compose(
         self,
         bucket: str,
@@ -208,13 +217,7 @@ class BotoTransport:
         *,
         expected_size: int,
     ) -> Uploaded:
-        if combinable(self.config.checksum_algorithm) is None:
-            raise ConfigurationError(
-                f"{self.config.checksum_algorithm} of an object cannot be made of those of its "
-                "parts; what is put together needs CRC64NVME, CRC32C or CRC32",
-                bucket=bucket,
-                key=key,
-            )
+        self.check_compose()
         part_size = part_size_for(expected_size, self.config.part_size)
         target = self._target(bucket, key)
         return self._uploader().compose(target, copied, block_source(stream), part_size)

@@ -125,8 +125,8 @@ def too_short(info: ObjectInfo, start: int, end: int) -> TruncatedObjectError:
 class Uploaded:
     """What an upload came to.
 
-    ``size`` is in bytes, as the store has it. ``requests`` counts the requests made, without
-    ``retries``, those that were made again.
+    ``size`` is in bytes: what the store has, where it said so or was asked, else what was sent.
+    ``requests`` counts the requests made, without ``retries``, those that were made again.
     """
 
     size: int
@@ -185,6 +185,14 @@ class CopiedRange:
 @runtime_checkable
 class Composes(Protocol):
     """A transport that can have the store put objects together from what it has."""
+
+    def check_compose(self) -> None:
+        """See whether it is set up for it.
+
+        Raises:
+            ConfigurationError: It is not.
+        """
+        ...
 
     def compose(
         self,

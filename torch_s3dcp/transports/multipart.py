@@ -11,8 +11,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from ..checksums import CRC64
-from ..exceptions import ConfigurationError, IntegrityError, S3DCPError, StorageError
+from ..exceptions import IntegrityError, S3DCPError, StorageError
 from .contract import BlockSource, CopiedRange, Uploaded
 from .errors import code_of, translated
 from .sending import Body, Sender, Target, is_as_sent
@@ -46,8 +45,8 @@ class Multipart:
         self._sender = sender
         self._client = sender.client
         self._target = target
+        # Whether the server knows checksums of whole objects.
         self._whole = target.checksum is not None
-        """Whether the server knows checksums of whole objects."""
         self._failed = threading.Event()
         self._failures: list[BaseException] = []
 
@@ -216,15 +215,6 @@ def _checked(found: Any, piece: CopiedRange, target: Target) -> int:
     if checksum is None:
         return 0
     said = found.get(checksum.member)
-    if checksum is not CRC64:
-        if said is None:
-            raise ConfigurationError(
-                f"the server does not say the {checksum.name} of what it copies; use CRC64NVME",
-                bucket=target.bucket,
-                key=target.key,
-                operation="UploadPartCopy",
-            )
-        return checksum.value(said)
     if said not in (None, checksum.text(piece.checksum)):
         raise IntegrityError(
             "the object has other bytes than were stored in it",

@@ -68,6 +68,7 @@ class Target:
     checksum: Checksum | None
     copying: Mapping[str, Any] = field(default_factory=dict)
     _answers: list[int] = field(default_factory=list)
+    _again: list[int] = field(default_factory=list)
 
     @property
     def place(self) -> dict[str, Any]:
@@ -90,9 +91,13 @@ class Target:
         """Count a request that was answered. Called by several threads."""
         self._answers.append(answer.get("ResponseMetadata", {}).get("RetryAttempts", 0))
 
+    def again(self) -> None:
+        """Count a request that is made again, besides those that botocore makes again."""
+        self._again.append(1)
+
     def uploaded(self, size: int) -> Uploaded:
         """What the upload came to."""
-        return Uploaded(size, len(self._answers), sum(self._answers))
+        return Uploaded(size, len(self._answers), sum(self._answers) + len(self._again))
 
 
 class Room:
@@ -155,6 +160,7 @@ class Sender:
             except ClientError as error:
                 if code_of(error) not in _DAMAGED or attempt == _ATTEMPTS:
                     raise
+                target.again()
                 _log.warning(
                     "s3://%s/%s: bytes were damaged on the way; sending them again",
                     target.bucket,
@@ -191,5 +197,7 @@ class Sender:
 
 def is_as_sent(found: Any, size: int, said: Mapping[str, str]) -> bool:
     """Whether an object has the size, and the checksum where the server knows one."""
-    wrong = any(found.get(name, value) != value for name, value in said.items())
+    # That of parts joined says nothing about the whole.
+    composite = found.get("ChecksumType") == "COMPOSITE"
+    wrong = not composite and any(found.get(n, value) != value for n, value in said.items())
     return bool(found["ContentLength"] == size and not wrong)
