@@ -13,7 +13,7 @@ from .stats import SaveProgress
 
 
 class Progress:
-    """Adds up what is stored. A context: at its end all was told.
+    """Adds up what is stored. A context: at its end all was told, unless it ends with an error.
 
     Args:
         files: How many files there are.
@@ -47,9 +47,11 @@ class Progress:
         with self._changed:
             self._ended = True
             self._changed.notify()
+        if error is not None:
+            return  # a failure does not wait for what is told
         if self._thread is not None:
             self._thread.join()
-        if self._error is not None and error is None:
+        if self._error is not None:
             raise self._error
 
     def stored(self, count: int) -> None:
