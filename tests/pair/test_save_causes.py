@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import signal
 import threading
@@ -166,7 +167,10 @@ def interruptible() -> Iterator[Callable[[], None]]:
     main = threading.main_thread().ident
     assert main is not None
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # hypothesis listens to the collector, and in such a callback an interrupt gets lost.
+    gc.disable()
     yield lambda: signal.pthread_kill(main, signal.SIGINT)
+    gc.enable()
     signal.signal(signal.SIGINT, before)
 
 
