@@ -77,7 +77,8 @@ class SaveProgress:
     """How far one rank's save is.
 
     Attributes:
-        bytes_done: Bytes that are stored.
+        bytes_done: Bytes that are stored. Fewer than before where a delta save could not copy, and
+            begins a file anew.
         bytes_total: Bytes that there will be; a guess until all files are done.
         files_done: Objects that are complete.
         files_total: Objects that there will be.
