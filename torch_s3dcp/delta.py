@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -67,7 +66,6 @@ class Earlier:
         self._storage_data = storage_data
         self._descriptors = descriptors
         self._objects: dict[str, ObjectInfo | None] = {}
-        self._lock = threading.Lock()
 
     @classmethod
     def load(
@@ -117,15 +115,15 @@ class Earlier:
     def _is_there(self, path: str) -> bool:
         """Whether an object still is there, seen by the first who asks."""
         uri = self._base.join(path)
-        # Held while asking: whoever waits mostly needs the same answer.
-        with self._lock:
-            if path not in self._objects:
-                try:
-                    self._objects[path] = self._transport.head(uri.bucket, uri.key)
-                except StorageError as error:
-                    _log.warning("%s is not used again: %s", uri, error)
-                    self._objects[path] = None
-            return self._objects[path] is not None
+        if path not in self._objects:
+            found: ObjectInfo | None = None
+            try:
+                found = self._transport.head(uri.bucket, uri.key)
+            except StorageError as error:
+                _log.warning("%s is not used again: %s", uri, error)
+            # Where two threads asked, both go by the answer that came first.
+            self._objects.setdefault(path, found)
+        return self._objects[path] is not None
 
     def _copied(self, run: Run[_Found]) -> Iterable[CopiedRange]:
         """A run as parts of a copy, bound to the version of the object that is there now."""

@@ -30,7 +30,7 @@ from ..transports.contract import (
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-OPERATIONS = ("head", "get", "put", "upload", "copy", "delete", "list")
+OPERATIONS = ("head", "get", "put", "upload", "compose", "copy", "delete", "list")
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,7 @@ class TransportWrapper:
         )
 
     def check_compose(self) -> None:
-        if not isinstance(self.transport, Composes):
-            raise ConfigurationError(f"{type(self.transport).__name__} cannot compose objects")
-        self.transport.check_compose()
+        self._composing().check_compose()
 
     def compose(
         self,
@@ -157,10 +155,8 @@ class TransportWrapper:
         expected_size: int,
     ) -> Uploaded:
         call = self._begin("compose", bucket, key)
-        if not isinstance(self.transport, Composes):
-            raise ConfigurationError(f"{type(self.transport).__name__} cannot compose objects")
         stream = self.stream(call, stream)
-        return self.transport.compose(bucket, key, copied, stream, expected_size=expected_size)
+        return self._composing().compose(bucket, key, copied, stream, expected_size=expected_size)
 
     def copy(self, src_bucket: str, src_key: str, dst_bucket: str, dst_key: str) -> None:
         self._begin("copy", src_bucket, src_key)
@@ -185,6 +181,11 @@ class TransportWrapper:
             if number:
                 self._begin("list", bucket, prefix)
             yield page
+
+    def _composing(self) -> Composes:
+        if not isinstance(self.transport, Composes):
+            raise ConfigurationError(f"{type(self.transport).__name__} cannot compose objects")
+        return self.transport
 
     def _begin(
         self,
