@@ -7,6 +7,7 @@ import secrets
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -264,8 +265,13 @@ def test_racing_ranks_have_one_winner(results: Results) -> None:
 # --- the helper itself ------------------------------------------------------------------
 
 
-def fall_out(how: str) -> Any:
+def fall_out(how: str, ready: Path) -> Any:
+    if dist.get_rank() == 0:
+        ready.touch()
     if dist.get_rank() == 1:
+        # A rank that dies while the other one still connects makes both fail.
+        while not ready.exists():
+            time.sleep(0.01)
         if how == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "hang":
@@ -282,9 +288,9 @@ def fall_out(how: str) -> Any:
         ("hang", RankError, "no answer"),
     ],
 )
-def test_ranks_always_come_back(how: str, error: type, said: str) -> None:
+def test_ranks_always_come_back(how: str, error: type, said: str, tmp_path: Path) -> None:
     begin = time.monotonic()
-    first, second = run_ranks(fall_out, 2, how, timeout=15)
+    first, second = run_ranks(fall_out, 2, how, tmp_path / "ready", timeout=15)
     assert first.get() == 0
     assert isinstance(second.error, error)
     assert said in str(second.error)
