@@ -27,10 +27,10 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 
 export TORCH_S3DCP_PEERS_PYTHON := $(abspath $(PEERS)/bin/python)
 
-.PHONY: help venv peers lint test demo bench docs wheel clean
+.PHONY: help venv peers lint test campaign demo bench docs wheel clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(VENV_READY)  ## environment with the package and all tools
 
@@ -48,6 +48,10 @@ lint: $(VENV_READY)  ## style, types, and the direction of imports
 test: $(VENV_READY) $(PEERS_READY) lint  ## everything that must pass (PYTEST_ARGS='-k ...')
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+campaign: $(VENV_READY)  ## the long forms of all fault campaigns: hours
+	@echo "==> campaigns"
+	@$(BIN)/python -m campaigns
 
 demo: $(VENV_READY)  ## save and load a checkpoint on a local S3 server
 	@echo "==> demo"

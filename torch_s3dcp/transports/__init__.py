@@ -12,6 +12,7 @@ from .contract import (
     ObjectBody,
     ObjectInfo,
     Prepares,
+    Reconnects,
     Transport,
     Uploaded,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "ObjectBody",
     "ObjectInfo",
     "Prepares",
+    "Reconnects",
     "Transport",
     "Uploaded",
 ]

@@ -80,6 +80,12 @@ class BotoTransport:
         """Make the client: some tenths of a second, once per process and settings."""
         _ = self.client
 
+    def reconnect(self) -> None:
+        """Leave the connections that GETs came over."""
+        connections = self._client().connections
+        if connections is not None:
+            connections.reconnect()
+
     def head(self, bucket: str, key: str) -> ObjectInfo:
         with translated("HeadObject", bucket, key):
             answer = self.client.head_object(Bucket=bucket, Key=key, **opening(self.config))

@@ -35,13 +35,18 @@ if TYPE_CHECKING:
 class Client:
     """A boto3 client, and how it receives.
 
-    ``ranges`` is the short way for further ranges of an object, where there is one. ``in_place``
-    says that bodies come over connections of ours.
+    ``ranges`` is the short way for further ranges of an object, where there is one. Bodies come
+    over ``connections``, where these are ours.
     """
 
     boto: Boto3S3Client
     ranges: SignedRanges | None = None
-    in_place: bool = False
+    connections: Connections | None = None
+
+    @property
+    def in_place(self) -> bool:
+        """Whether bodies are received straight into the caller's memory."""
+        return self.connections is not None
 
 
 _lock = threading.Lock()
@@ -217,7 +222,7 @@ def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> tupl
         **keys,
     )
     _check_endpoint(client, config)
-    ranges = None
+    ranges = connections = None
     if core is not None:
         # How a session of the user's own finds its certificates is not to be known from outside.
         connections = Connections(
@@ -231,7 +236,7 @@ def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> tupl
             ranges = SignedRanges(client, connections, about)
     anonymous = config.unsigned or config.credentials is not None
     complete = anonymous or session.get_credentials() is not None
-    return Client(client, ranges, core is not None), complete
+    return Client(client, ranges, connections), complete
 
 
 def _authorities(core: botocore.session.Session) -> str:

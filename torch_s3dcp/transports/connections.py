@@ -53,6 +53,7 @@ class Connections:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _turns: Iterator[threading.Lock] = field(default_factory=decrypting_turns)
     _tls: ssl.SSLContext | None = None
+    _generation: int = 0
 
     def send(
         self,
@@ -78,6 +79,7 @@ class Connections:
         place = (url.scheme, url.netloc)
         target = urllib.parse.urlunsplit(("", "", url.path or "/", url.query, ""))
         while True:
+            generation = self._generation
             connection = self._idle_one(place)
             fresh = connection is None
             if connection is None:
@@ -95,8 +97,18 @@ class Connections:
             except BaseException:
                 connection.close()
                 raise
-            received = ConnectionBody(answer, connection, plain, partial(self._give_back, place))
+            give_back = partial(self._give_back, place, generation)
+            received = ConnectionBody(answer, connection, plain, give_back)
             return Answer(answer.status, answer.headers, received)
+
+    def reconnect(self) -> None:
+        """Have new connections for all further requests."""
+        with self._lock:
+            self._generation += 1
+            leaving = [connection for idle in self._idle.values() for connection in idle]
+            self._idle.clear()
+        for connection in leaving:
+            connection.close()
 
     def _idle_one(self, place: _Place) -> http.client.HTTPConnection | None:
         """An open connection to the server that nobody uses."""
@@ -139,10 +151,13 @@ class Connections:
                 self._tls = context
             return self._tls
 
-    def _give_back(self, place: _Place, connection: http.client.HTTPConnection) -> None:
+    def _give_back(
+        self, place: _Place, generation: int, connection: http.client.HTTPConnection
+    ) -> None:
         with self._lock:
             idle = self._idle.setdefault(place, [])
-            if not _dropped(connection) and len(idle) < self.max_idle:
+            fresh = generation == self._generation
+            if fresh and not _dropped(connection) and len(idle) < self.max_idle:
                 idle.append(connection)
                 return
         connection.close()

@@ -228,6 +228,15 @@ class Prepares(Protocol):
         ...
 
 
+@runtime_checkable
+class Reconnects(Protocol):
+    """A transport that keeps connections open between requests."""
+
+    def reconnect(self) -> None:
+        """Send further requests over none of the connections that are open now."""
+        ...
+
+
 class Transport(Protocol):
     """Single requests against an object store.
 
