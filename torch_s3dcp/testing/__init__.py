@@ -2,7 +2,8 @@
 
 Local S3 servers (``servers``), suites for readers and transports of your own
 (``reader_suite``, ``transport_suite``, ``compose_suite``), hypothesis strategies
-(``strategies``) and transports that count, delay and fail (``wrappers``). The names below are
+(``strategies``), transports that count, delay and fail (``wrappers``), and the words that the
+servers' secrets begin with (``SECRET_MARK``, ``TOKEN_MARK``). The names below are
 imported when they are asked for: the servers need neither pytest nor hypothesis.
 """
 
@@ -13,6 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._server import SECRET_MARK, TOKEN_MARK
     from .compose_suite import ComposeSuite
     from .reader_suite import ReaderSuite
     from .servers import MotoServer, RcloneServer, SeaweedServer
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from .wrappers import Fault, FaultTransport, LatencyTransport, RecordingTransport
 
 __all__ = [
+    "SECRET_MARK",
+    "TOKEN_MARK",
     "ComposeSuite",
     "Fault",
     "FaultTransport",
@@ -37,6 +41,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "_server": ("SECRET_MARK", "TOKEN_MARK"),
     "compose_suite": ("ComposeSuite",),
     "reader_suite": ("ReaderSuite",),
     "servers": ("MotoServer", "RcloneServer", "SeaweedServer"),
