@@ -2,8 +2,9 @@
 
 Local S3 servers (``servers``), suites for readers and transports of your own
 (``reader_suite``, ``transport_suite``, ``compose_suite``), hypothesis strategies
-(``strategies``) and transports that count, delay and fail (``wrappers``). The names below are
-imported when they are asked for: the servers need neither pytest nor hypothesis.
+(``strategies``), transports that count, delay and fail (``wrappers``), and a proxy that stands in
+front of a server and does what ``faults`` has (``fault_proxy``). The names below are imported when
+they are asked for: the servers and the proxy need neither pytest nor hypothesis.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .compose_suite import ComposeSuite
+    from .fault_proxy import FaultProxy
+    from .fault_rules import FaultRule, RuleBook, S3Request
     from .reader_suite import ReaderSuite
+    from .request_log import LoggedRequest, Mutation, RequestLog
     from .servers import MotoServer, RcloneServer, SeaweedServer
     from .strategies import blobs, item_ranges, object_with_items
     from .transport_suite import TransportSuite
@@ -23,12 +27,19 @@ if TYPE_CHECKING:
 __all__ = [
     "ComposeSuite",
     "Fault",
+    "FaultProxy",
+    "FaultRule",
     "FaultTransport",
     "LatencyTransport",
+    "LoggedRequest",
     "MotoServer",
+    "Mutation",
     "RcloneServer",
     "ReaderSuite",
     "RecordingTransport",
+    "RequestLog",
+    "RuleBook",
+    "S3Request",
     "SeaweedServer",
     "TransportSuite",
     "blobs",
@@ -38,7 +49,10 @@ __all__ = [
 
 _HOMES = {
     "compose_suite": ("ComposeSuite",),
+    "fault_proxy": ("FaultProxy",),
+    "fault_rules": ("FaultRule", "RuleBook", "S3Request"),
     "reader_suite": ("ReaderSuite",),
+    "request_log": ("LoggedRequest", "Mutation", "RequestLog"),
     "servers": ("MotoServer", "RcloneServer", "SeaweedServer"),
     "strategies": ("blobs", "item_ranges", "object_with_items"),
     "transport_suite": ("TransportSuite",),
