@@ -25,6 +25,7 @@ from ..exceptions import ConfigurationError
 from .connections import Connections
 from .errors import translated
 from .exchange import BotocoreExchange, SignedRanges
+from .redirects import end_redirects
 from .uploading import Uploader
 
 if TYPE_CHECKING:
@@ -222,6 +223,7 @@ def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> tupl
         **keys,
     )
     _check_endpoint(client, config)
+    end_redirects(client)
     ranges = connections = None
     if core is not None:
         # How a session of the user's own finds its certificates is not to be known from outside.
