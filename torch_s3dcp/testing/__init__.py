@@ -2,9 +2,10 @@
 
 Local S3 servers (``servers``), suites for readers and transports of your own
 (``reader_suite``, ``transport_suite``, ``compose_suite``), hypothesis strategies
-(``strategies``), transports that count, delay and fail (``wrappers``), and a proxy that stands in
-front of a server and does what ``faults`` has (``fault_proxy``). The names below are imported when
-they are asked for: the servers and the proxy need neither pytest nor hypothesis.
+(``strategies``), transports that count, delay and fail (``wrappers``), a proxy that stands in
+front of a server and does what ``faults`` has (``fault_proxy``), and the words that the servers'
+secrets begin with (``SECRET_MARK``, ``TOKEN_MARK``). The names below are imported when they are
+asked for: the servers and the proxy need neither pytest nor hypothesis.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._server import SECRET_MARK, TOKEN_MARK
     from .compose_suite import ComposeSuite
     from .fault_proxy import FaultProxy
     from .fault_rules import FaultRule, RuleBook, S3Request
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from .wrappers import Fault, FaultTransport, LatencyTransport, RecordingTransport
 
 __all__ = [
+    "SECRET_MARK",
+    "TOKEN_MARK",
     "ComposeSuite",
     "Fault",
     "FaultProxy",
@@ -48,6 +52,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "_server": ("SECRET_MARK", "TOKEN_MARK"),
     "compose_suite": ("ComposeSuite",),
     "fault_proxy": ("FaultProxy",),
     "fault_rules": ("FaultRule", "RuleBook", "S3Request"),
