@@ -245,7 +245,7 @@ def place_on(server: S3Server, bucket: str, **options: Any) -> Place:
     """A bucket on a server, with credentials given by hand."""
     config = S3ClientConfig(
         endpoint_url=server.endpoint_url,
-        credentials=S3Credentials(server.access_key, server.secret_key),
+        credentials=S3Credentials(server.access_key, server.secret_key, server.session_token),
         force_path_style=True,
         **options,
     )

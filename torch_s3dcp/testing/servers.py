@@ -30,7 +30,7 @@ from torch_s3dcp.testing._child import (
     find_program,
     free_ports,
 )
-from torch_s3dcp.testing._server import Identity, S3Server
+from torch_s3dcp.testing._server import TOKEN_MARK, Identity, S3Server
 
 if TYPE_CHECKING:
     from moto.server import ThreadedMotoServer
@@ -212,6 +212,10 @@ class MotoServer(S3Server):
     """
 
     _running = 0
+
+    def __init__(self, directory: str | Path | None = None, *, start_seconds: float = 60.0) -> None:
+        super().__init__(directory, start_seconds=start_seconds)
+        self.session_token = TOKEN_MARK + secrets.token_hex(16)
 
     def _start(self, deadline: float) -> None:
         try:
