@@ -111,12 +111,15 @@ class Contestants:
     def __init__(
         self, context: ForkServerContext, site: Site, barriers: Sequence[int], count: int
     ) -> None:
-        made = {n: context.Barrier(n) for n in barriers}
+        # Kept: the system forgets the name of a barrier with its last owner in this process.
+        self._barriers = {n: context.Barrier(n) for n in barriers}
         self._ends: list[Connection] = []
         self._processes = []
         for _ in range(count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_compete, args=(theirs, site, made), daemon=True)
+            process = context.Process(
+                target=_compete, args=(theirs, site, self._barriers), daemon=True
+            )
             process.start()
             theirs.close()
             self._ends.append(ours)

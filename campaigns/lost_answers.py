@@ -12,6 +12,7 @@ import random
 import secrets
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,15 +86,17 @@ class Campaign:
         self._lossy = Site(proxy.endpoint_url, bucket, server.access_key, server.secret_key)
         self._context = fork_server()
         self._runs = 0
+        self._made: dict[str, Counter[str]] = {}
 
     def count(self, save: Save, loss: Loss) -> int:
         """How many requests of a save can be struck so."""
-        path = self._begin(save)
-        self._save(save, path)
-        self._proxy.log.settle()
-        found = sum(len(self._proxy.log.entries(name)) for name in loss.operations)
-        self._empty(path)
-        return found
+        if save.name not in self._made:
+            path = self._begin(save)
+            self._save(save, path)
+            self._proxy.log.settle()
+            self._made[save.name] = Counter(entry.operation for entry in self._proxy.log)
+            self._empty(path)
+        return sum(self._made[save.name][name] for name in loss.operations)
 
     def lose(self, save: Save, loss: Loss, number: int) -> None:
         """One answer is lost, of the request of a number, in the order of their arrival."""
@@ -109,6 +112,8 @@ class Campaign:
         self._proxy.log.settle()
         struck = [entry for entry in self._proxy.log if entry.fault is not None]
         name = struck[0].operation if struck else "nothing"
+        if not struck:
+            problem = problem or "no answer was lost"
         problem = problem or self._look(save, path, struck)
         if problem:
             where = struck[0].key if struck else ""
