@@ -1,7 +1,8 @@
-"""A scripted server behind a proxy: one object, with ranges; it keeps what it was sent."""
+"""A scripted server to put behind a proxy, and a client that sees how an answer breaks."""
 
 from __future__ import annotations
 
+import http.client
 import random
 import re
 import threading
@@ -10,7 +11,12 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from torch_s3dcp.testing import FaultProxy
+
 BLOB = random.Random(7).randbytes(200_000)
+# What a GET asks for.
+START, END = 1000, 51_000
+WANTED = BLOB[START:END]
 UPLOADED = (
     b"<InitiateMultipartUploadResult><UploadId>u-1</UploadId></InitiateMultipartUploadResult>"
 )
@@ -98,3 +104,38 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+
+def connect(proxy: FaultProxy) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection(proxy.endpoint_url.removeprefix("http://"), timeout=20)
+
+
+class Answer:
+    """An answer, read to its end or to where it broke."""
+
+    def __init__(self, client: http.client.HTTPConnection) -> None:
+        self.error: Exception | None = None
+        self.data = b""
+        answer = client.getresponse()
+        self.status, self.headers = answer.status, answer.headers
+        try:
+            while block := answer.read1(4096):
+                self.data += block
+            if answer.length:
+                raise http.client.IncompleteRead(b"", answer.length)
+        except (OSError, http.client.HTTPException) as error:
+            self.error = error
+        answer.close()
+
+
+def ask(proxy: FaultProxy, method: str = "GET", target: str = "/b/k", **options: Any) -> Answer:
+    """One request on a connection of its own; a GET asks for `WANTED`."""
+    client = connect(proxy)
+    try:
+        if method == "GET":
+            options.setdefault("headers", {"Range": f"bytes={START}-{END - 1}"})
+        client.request(method, target, **options)
+        return Answer(client)
+    finally:
+        client.close()
+        proxy.log.settle()

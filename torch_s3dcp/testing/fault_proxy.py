@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..exceptions import ConfigurationError
 from . import faults
-from ._exchange import Exchange, Link, Origin
+from ._exchange import Exchange
+from ._link import Link, Origin
 from ._signing import Keys
 from ._wire import Head, Wire, WireError
 from .fault_rules import FaultRule, RuleBook, S3Request, request_of
