@@ -17,8 +17,6 @@ from typing import Any
 
 from support.dcp import Place
 
-from torch_s3dcp.transports import BotoTransport
-
 _DROPPED = frozenset({"connection", "expect", "transfer-encoding", "content-length"})
 # By method, and by the names in the query of which one decides.
 _OPERATIONS = {
@@ -182,18 +180,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
-
-
-def retry_at_once(transport: BotoTransport) -> None:
-    """Have a transport's client retry as often as it would, but without its pauses."""
-    most = transport.config.max_attempts
-
-    def decide(response: Any, attempts: int, caught_exception: Any, **_: Any) -> int | None:
-        failed = caught_exception is not None or response[0].status_code >= 500
-        return 0 if failed and attempts < most else None
-
-    # The first answer counts; without one the client decides as ever.
-    transport.client.meta.events.register_first("needs-retry.s3", decide)
 
 
 def _request_of(method: str, target: str) -> Request:
