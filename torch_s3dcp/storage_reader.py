@@ -8,7 +8,7 @@ import os
 import pickle
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import IO, Any, cast
 
@@ -18,6 +18,8 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from ._torch import ExtensionRegistry, agent_for
+from .allowed import SafeGlobal, check_safe_globals
+from .blobs import vetted
 from .checkpoint_metadata import METADATA_NAME, load_metadata, metadata_name, stored_item
 from .client import S3Client
 from .collector import CollectorPause
@@ -28,6 +30,7 @@ from .exceptions import (
     CheckpointError,
     CheckpointIncompleteError,
     CheckpointNotFoundError,
+    ConfigurationError,
     InvalidCheckpointError,
     ObjectNotFoundError,
     S3DCPError,
@@ -59,11 +62,18 @@ class S3StorageReader(StorageReader):
         reader_constructor: How objects are read: a registered name or a constructor from
             ``S3ReaderConstructor``. Default: ``"direct"``.
         transport: Does the requests; by default boto3 with the settings above.
+        trust_checkpoint: True: what is stored may run code. By default nothing may, and what
+            could is refused.
+        safe_globals: Classes and functions that stored items which are not tensors may name,
+            beyond the usual ones and ``torch.serialization.add_safe_globals``. As there, an entry
+            may be ``(class or function, "module.name")``. What it lists may be called with any
+            arguments.
         _extension_registry: Extensions that decode items, as in torch's reader.
 
     Raises:
         InvalidURIError: ``path`` is not an S3 location.
         ReaderRegistryError: There is no reader of that name.
+        ConfigurationError: Another argument cannot work.
     """
 
     def __init__(
@@ -74,6 +84,8 @@ class S3StorageReader(StorageReader):
         reader_constructor: ReaderConstructor | str | None = None,
         *,
         transport: Transport | None = None,
+        trust_checkpoint: bool = False,
+        safe_globals: Sequence[SafeGlobal] = (),
         _extension_registry: ExtensionRegistry | None = None,
     ) -> None:
         super().__init__()
@@ -86,6 +98,10 @@ class S3StorageReader(StorageReader):
             user_agent=agent_for(self.reader_constructor),
             transport=transport,
         )
+        if not isinstance(trust_checkpoint, bool):
+            raise ConfigurationError(f"trust_checkpoint is True or False, not {trust_checkpoint!r}")
+        self._trust_checkpoint = trust_checkpoint
+        self._safe_globals = check_safe_globals(safe_globals)
         self._extensions = _extension_registry or ExtensionRegistry()
         self.load_id = str(uuid.uuid4())
         self.storage_data: dict[Any, Any] = {}
@@ -316,8 +332,9 @@ class S3StorageReader(StorageReader):
         item = open_item(view, planned.stored.transforms, self._extensions)
         if blobs:
             data = read_blob(item)
+            given = data if self._trust_checkpoint else vetted(data, self._safe_globals)
             for request in blobs:
-                _give_blob(planner, request, data)
+                _give_blob(planner, request, given)
             item = io.BytesIO(data)
         if not tensors:
             return
