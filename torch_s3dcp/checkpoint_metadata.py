@@ -105,7 +105,8 @@ def stored_item(info: Any) -> StoredItem:
     """Where an item lies, from its entry in ``storage_data``."""
     transforms = tuple(getattr(info, "transform_descriptors", None) or ())
     span = ItemRange(info.offset, info.offset + info.length)
-    return StoredItem(str(info.relative_path), span, transforms)
+    checksums = getattr(info, CHECKSUMS, None)
+    return StoredItem(str(info.relative_path), span, transforms, checksums)
 
 
 def described_items(metadata: dcp.Metadata) -> Iterator[dcp.MetadataIndex]:
