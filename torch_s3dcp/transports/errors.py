@@ -9,12 +9,14 @@ from typing import Any
 
 import urllib3.exceptions
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 
 from ..exceptions import (
     AccessDeniedError,
     BucketNotFoundError,
     ConfigurationError,
     CredentialsError,
+    DeadlineError,
     EndpointError,
     IntegrityError,
     ObjectNotFoundError,
@@ -183,13 +185,25 @@ def translated(
     except _CONFIGURATION_ERRORS as error:
         raise ConfigurationError(f"the request cannot be made: {_clean(error)}", **where) from error
     except (boto.HTTPClientError, boto.ConnectionError, boto.BotoCoreError) as error:
-        raise EndpointError(f"the server cannot be reached: {_clean(error)}", **where) from error
+        text = f"the server cannot be reached: {_clean(error)}"
+        raise EndpointError(text, **_tried(error, where)) from error
+    except ResponseParserError as error:
+        text = "the server's answer cannot be read: it is cut off, or not S3's"
+        raise EndpointError(text, **_tried(error, where)) from error
+    except DeadlineError as error:
+        raise error.locate(**where) from error.__cause__
     except (urllib3.exceptions.HTTPError, OSError) as error:
         if isinstance(error, S3DCPError):
             raise
         raise EndpointError(
             f"the connection broke: {type(error).__name__}: {_clean(error)}", **where
         ) from error
+
+
+def _tried(error: Exception, where: dict[str, Any]) -> dict[str, Any]:
+    """Where it happened, and how often it was tried."""
+    attempts = getattr(error, "attempts", 1)
+    return {**where, "attempts": attempts} if attempts > 1 else where
 
 
 def code_of(error: boto.ClientError) -> str:
