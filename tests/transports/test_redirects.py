@@ -252,13 +252,13 @@ def asked_of_aws(region: str) -> list[str]:
         return AWSResponse(request.url, 301, headers, raw)
 
     transport = transport_to(None, force_path_style=False)
-    transport.client.meta.events.register_first("before-send.s3", answer)
+    transport.client.meta.events.register_first("before-send.s3.HeadObject", answer)
     try:
         with pytest.raises((WrongRegionError, ConfigurationError)):
             # botocore keeps the region of a bucket.
             transport.head(f"bucket-{secrets.token_hex(4)}", "key")
     finally:
-        transport.client.meta.events.unregister("before-send.s3", answer)
+        transport.client.meta.events.unregister("before-send.s3.HeadObject", answer)
     return asked
 
 
