@@ -123,9 +123,11 @@ def copy_down(transport: Transport, bucket: str, path: str, folder: Path) -> Non
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for key in keys_of(transport, bucket, path):
+        file = folder / key.removeprefix(f"{path}/")
+        file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with transport.get(bucket, key) as body:
-                (folder / key.removeprefix(f"{path}/")).write_bytes(body.readall())
+                file.write_bytes(body.readall())
         except ObjectNotFoundError:
             continue
 
