@@ -100,7 +100,11 @@ class Site:
 
 
 def silence() -> None:
-    """Hide what torch logs, with tracebacks, about each load of an incomplete checkpoint."""
+    """Hide what torch says about each load without a group, or of an incomplete checkpoint.
+
+    For a whole process: what ``Quiet`` hides comes through where threads use it at one time.
+    """
+    warnings.filterwarnings("ignore", message="torch.distributed is ")
     logging.getLogger().addFilter(lambda record: "metadata is not found" not in record.msg)
 
 
