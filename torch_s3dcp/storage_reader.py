@@ -28,11 +28,13 @@ from .exceptions import (
     CheckpointError,
     CheckpointIncompleteError,
     CheckpointNotFoundError,
+    IntegrityError,
     InvalidCheckpointError,
     ObjectNotFoundError,
     S3DCPError,
     StorageError,
 )
+from .filling import MOST_TRIES
 from .integrity import check_level
 from .item_reads import ItemReads
 from .items import copy_into, load_tensor, narrow, open_item, read_blob
@@ -171,11 +173,7 @@ class S3StorageReader(StorageReader):
         uri = self._uri.join(metadata_name(rank))
         if isinstance(self._client.transport, Prepares):
             self._client.transport.prepare()
-        begin = time.perf_counter()
-        with self._client.pin(uri.bucket, uri.key).stream() as stream:
-            # What this first request took tells what others will cost.
-            self._seconds_per_request = time.perf_counter() - begin
-            data = stream.readall()
+        data = self._download(uri)
         try:
             metadata = load_metadata(data)
         except InvalidCheckpointError as error:
@@ -187,6 +185,22 @@ class S3StorageReader(StorageReader):
             metadata_requests=1, metadata_seconds=time.perf_counter() - asked
         )
         return metadata
+
+    def _download(self, uri: S3URI) -> bytes:
+        """All of an object. The transport compares it with the server's checksum, if it has one."""
+        tries = 1
+        while True:
+            try:
+                begin = time.perf_counter()
+                with self._client.pin(uri.bucket, uri.key).stream() as stream:
+                    # What this first request took tells what others will cost.
+                    self._seconds_per_request = time.perf_counter() - begin
+                    return stream.readall()
+            except IntegrityError:
+                if tries >= MOST_TRIES:
+                    raise
+                tries += 1
+                self._reconnect()
 
     def _explain_absence(self) -> CheckpointError:
         where: dict[str, Any] = {"bucket": self._uri.bucket, "key": self._uri.key}
