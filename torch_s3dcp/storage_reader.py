@@ -8,7 +8,7 @@ import os
 import pickle
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import IO, Any, cast
 
@@ -18,6 +18,8 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from ._torch import ExtensionRegistry, agent_for
+from .allowed import SafeGlobal, check_safe_globals
+from .blobs import vetted
 from .checkpoint_metadata import METADATA_NAME, load_metadata, metadata_name, stored_item
 from .client import S3Client
 from .collector import CollectorPause
@@ -28,6 +30,7 @@ from .exceptions import (
     CheckpointError,
     CheckpointIncompleteError,
     CheckpointNotFoundError,
+    ConfigurationError,
     IntegrityError,
     InvalidCheckpointError,
     ObjectNotFoundError,
@@ -62,6 +65,12 @@ class S3StorageReader(StorageReader):
         reader_constructor: How objects are read: a registered name or a constructor from
             ``S3ReaderConstructor``. Default: ``"direct"``.
         transport: Does the requests; by default boto3 with the settings above.
+        trust_checkpoint: True: what is stored may run code. By default nothing may, and what
+            could is refused.
+        safe_globals: Classes and functions that stored items which are not tensors may name,
+            beyond the usual ones and ``torch.serialization.add_safe_globals``. As there, an entry
+            may be ``(class or function, "module.name")``. What it lists may be called with any
+            arguments.
         integrity: How far a load verifies what arrives. ``"full"``: all bytes, by the checksums
             that the save stored, or those of PyTorch's archives; damaged ones are asked for
             again. ``"headers"``: archives must describe themselves as the metadata does.
@@ -71,7 +80,7 @@ class S3StorageReader(StorageReader):
     Raises:
         InvalidURIError: ``path`` is not an S3 location.
         ReaderRegistryError: There is no reader of that name.
-        ConfigurationError: There is no such level of integrity.
+        ConfigurationError: Another argument cannot work.
     """
 
     def __init__(
@@ -82,6 +91,8 @@ class S3StorageReader(StorageReader):
         reader_constructor: ReaderConstructor | str | None = None,
         *,
         transport: Transport | None = None,
+        trust_checkpoint: bool = False,
+        safe_globals: Sequence[SafeGlobal] = (),
         integrity: str = "full",
         _extension_registry: ExtensionRegistry | None = None,
     ) -> None:
@@ -96,6 +107,10 @@ class S3StorageReader(StorageReader):
             user_agent=agent_for(self.reader_constructor),
             transport=transport,
         )
+        if not isinstance(trust_checkpoint, bool):
+            raise ConfigurationError(f"trust_checkpoint is True or False, not {trust_checkpoint!r}")
+        self._trust_checkpoint = trust_checkpoint
+        self._safe_globals = check_safe_globals(safe_globals)
         self._extensions = _extension_registry or ExtensionRegistry()
         self.load_id = str(uuid.uuid4())
         self.storage_data: dict[Any, Any] = {}
@@ -173,11 +188,7 @@ class S3StorageReader(StorageReader):
         uri = self._uri.join(metadata_name(rank))
         if isinstance(self._client.transport, Prepares):
             self._client.transport.prepare()
-        data = self._download(uri)
-        try:
-            metadata = load_metadata(data)
-        except InvalidCheckpointError as error:
-            raise error.locate(bucket=uri.bucket, key=uri.key) from error
+        metadata = self._obtain(uri)
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
         cast(StorageMeta, metadata.storage_meta).load_id = self.load_id
@@ -186,21 +197,27 @@ class S3StorageReader(StorageReader):
         )
         return metadata
 
-    def _download(self, uri: S3URI) -> bytes:
-        """All of an object. The transport compares it with the server's checksum, if it has one."""
+    def _obtain(self, uri: S3URI) -> Metadata:
+        """The metadata; asked for again where it does not match a checksum."""
         tries = 1
         while True:
             try:
-                begin = time.perf_counter()
-                with self._client.pin(uri.bucket, uri.key).stream() as stream:
-                    # What this first request took tells what others will cost.
-                    self._seconds_per_request = time.perf_counter() - begin
-                    return stream.readall()
-            except IntegrityError:
+                return load_metadata(self._download(uri))
+            except IntegrityError as error:
                 if tries >= MOST_TRIES:
-                    raise
+                    where = {"bucket": uri.bucket, "key": uri.key, "attempts": tries}
+                    raise error.locate(**where) from error
                 tries += 1
                 self._reconnect()
+            except InvalidCheckpointError as error:
+                raise error.locate(bucket=uri.bucket, key=uri.key) from error
+
+    def _download(self, uri: S3URI) -> bytes:
+        begin = time.perf_counter()
+        with self._client.pin(uri.bucket, uri.key).stream() as stream:
+            # What this first request took tells what others will cost.
+            self._seconds_per_request = time.perf_counter() - begin
+            return stream.readall()
 
     def _explain_absence(self) -> CheckpointError:
         where: dict[str, Any] = {"bucket": self._uri.bucket, "key": self._uri.key}
@@ -372,8 +389,9 @@ class S3StorageReader(StorageReader):
         item = open_item(view, planned.stored.transforms, self._extensions)
         if blobs:
             data = read_blob(item)
+            given = data if self._trust_checkpoint else vetted(data, self._safe_globals)
             for request in blobs:
-                _give_blob(planner, request, data)
+                _give_blob(planner, request, given)
             item = io.BytesIO(data)
         if not tensors:
             return

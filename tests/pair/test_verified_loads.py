@@ -323,6 +323,11 @@ def test_damaged_metadata_is_asked_for_again(memory: Place) -> None:
         dcp.load(state, storage_reader=S3StorageReader(memory.url("run"), transport=transport))
     assert torch.equal(state["w"], WIDE)
     assert transport.times == 0
+    fault = Fault("get", body="flip", after=300, key="run/.metadata")
+    flipping = FaultTransport(memory.transport, [fault])
+    with quiet():
+        dcp.load(state, storage_reader=S3StorageReader(memory.url("run"), transport=flipping))
+    assert flipping.struck == 1
     for_ever = S3StorageReader(memory.url("run"), transport=Distrusts(memory.transport, 3))
     with quiet(), pytest.raises(CheckpointException) as caught:
         dcp.load(state, storage_reader=for_ever)
