@@ -31,11 +31,13 @@ from .exceptions import (
     CheckpointIncompleteError,
     CheckpointNotFoundError,
     ConfigurationError,
+    IntegrityError,
     InvalidCheckpointError,
     ObjectNotFoundError,
     S3DCPError,
     StorageError,
 )
+from .filling import MOST_TRIES
 from .integrity import check_level
 from .item_reads import ItemReads
 from .items import copy_into, load_tensor, narrow, open_item, read_blob
@@ -186,15 +188,7 @@ class S3StorageReader(StorageReader):
         uri = self._uri.join(metadata_name(rank))
         if isinstance(self._client.transport, Prepares):
             self._client.transport.prepare()
-        begin = time.perf_counter()
-        with self._client.pin(uri.bucket, uri.key).stream() as stream:
-            # What this first request took tells what others will cost.
-            self._seconds_per_request = time.perf_counter() - begin
-            data = stream.readall()
-        try:
-            metadata = load_metadata(data)
-        except InvalidCheckpointError as error:
-            raise error.locate(bucket=uri.bucket, key=uri.key) from error
+        metadata = self._obtain(uri)
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
         cast(StorageMeta, metadata.storage_meta).load_id = self.load_id
@@ -202,6 +196,28 @@ class S3StorageReader(StorageReader):
             metadata_requests=1, metadata_seconds=time.perf_counter() - asked
         )
         return metadata
+
+    def _obtain(self, uri: S3URI) -> Metadata:
+        """The metadata; asked for again where it does not match a checksum."""
+        tries = 1
+        while True:
+            try:
+                return load_metadata(self._download(uri))
+            except IntegrityError as error:
+                if tries >= MOST_TRIES:
+                    where = {"bucket": uri.bucket, "key": uri.key, "attempts": tries}
+                    raise error.locate(**where) from error
+                tries += 1
+                self._reconnect()
+            except InvalidCheckpointError as error:
+                raise error.locate(bucket=uri.bucket, key=uri.key) from error
+
+    def _download(self, uri: S3URI) -> bytes:
+        begin = time.perf_counter()
+        with self._client.pin(uri.bucket, uri.key).stream() as stream:
+            # What this first request took tells what others will cost.
+            self._seconds_per_request = time.perf_counter() - begin
+            return stream.readall()
 
     def _explain_absence(self) -> CheckpointError:
         where: dict[str, Any] = {"bucket": self._uri.bucket, "key": self._uri.key}
