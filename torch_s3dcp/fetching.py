@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 from .exceptions import TruncatedObjectError
 from .readers.contract import ObjectStream, fill_from
+from .transports.effort import Halt, halted_by
 
 T = TypeVar("T")
 
@@ -98,6 +99,7 @@ class FetchPool(Generic[T]):
         self._ended: queue.SimpleQueue[Fetched[T]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._stopped = False
+        self._halt = Halt()
         self._open: set[RangeStream] = set()
         self._lock = threading.Lock()
         self._running = 0  # threads that have not ended, nor are about to
@@ -115,7 +117,8 @@ class FetchPool(Generic[T]):
         with self._lock:
             self._stopped = True
             streams = list(self._open)
-        # After an error nobody waits for what the others still receive.
+        # After an error nobody waits for what the others still receive, nor for its answers.
+        self._halt.set()
         for stream in streams:
             stream.close()
         for _thread in self._threads:
@@ -177,7 +180,8 @@ class FetchPool(Generic[T]):
             self._bytes += len(fetch)
             self.peak_bytes = max(self.peak_bytes, self._bytes)
         try:
-            stream = self._open_range(fetch.path, fetch.start, fetch.end)
+            with halted_by(self._halt):
+                stream = self._open_range(fetch.path, fetch.start, fetch.end)
             answered = time.perf_counter()
             self._fill(fetch, stream, scratch)
             took = time.perf_counter() - answered
