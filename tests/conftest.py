@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+from support import canary
 
+from torch_s3dcp.testing import SECRET_MARK
 from torch_s3dcp.testing.servers import MotoServer, RcloneServer, S3Server, SeaweedServer
 
 # Shared machines stall now and then: a time limit per example would fail good code.
@@ -24,7 +26,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 _SAFE_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "testing",
-    "AWS_SECRET_ACCESS_KEY": "testing",  # no credential: a made-up word
+    "AWS_SECRET_ACCESS_KEY": SECRET_MARK + "OfTheSuite",
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_CONFIG_FILE": os.devnull,
@@ -35,11 +37,12 @@ _SAFE_ENVIRONMENT = {
 }
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Before any import of a test: no test may see, or use, the developer's AWS account."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
     os.environ.update(_SAFE_ENVIRONMENT)
+    config.pluginmanager.register(canary, "canary")
 
 
 @pytest.fixture(scope="session")

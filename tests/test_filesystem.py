@@ -26,7 +26,7 @@ def on(server: S3Server) -> S3ClientConfig:
     return S3ClientConfig(
         endpoint_url=server.endpoint_url,
         force_path_style=True,
-        credentials=S3Credentials(server.access_key, server.secret_key),
+        credentials=S3Credentials(server.access_key, server.secret_key, server.session_token),
         max_attempts=2,
     )
 

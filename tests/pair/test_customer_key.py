@@ -15,6 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 import trustme
 from botocore.exceptions import ClientError
+from support.canary import CUSTOMER_KEY, CUSTOMER_MARK
 from support.dcp import READERS, assert_same, blank, failures, quiet, randn
 from support.tls import over_tls
 from torch.distributed.checkpoint.api import CheckpointException
@@ -26,8 +27,8 @@ from torch_s3dcp.testing.servers import SeaweedServer
 pytestmark = pytest.mark.server
 
 MIB = 2**20
-KEY = b"canary-key-of-thirty-two-bytes-."
-OTHER = bytes(range(32))
+KEY = CUSTOMER_KEY
+OTHER = CUSTOMER_MARK.encode() + b"another."
 STATE = {
     "large": randn(3 * MIB),  # 12 MiB: an upload in three parts
     "small": randn(5, 7, seed=1),

@@ -203,6 +203,7 @@ class Place:
         return S3StorageWriter(self.url(path), transport=self.transport, **options)
 
     def reader(self, path: str, **options: Any) -> S3StorageReader:
+        options.setdefault("safe_globals", [RunInfo])
         return S3StorageReader(self.url(path), transport=self.transport, **options)
 
     def save(self, state: dict[str, Any], path: str, planner: Any = None, **options: Any) -> Any:
@@ -245,7 +246,7 @@ def place_on(server: S3Server, bucket: str, **options: Any) -> Place:
     """A bucket on a server, with credentials given by hand."""
     config = S3ClientConfig(
         endpoint_url=server.endpoint_url,
-        credentials=S3Credentials(server.access_key, server.secret_key),
+        credentials=S3Credentials(server.access_key, server.secret_key, server.session_token),
         force_path_style=True,
         **options,
     )

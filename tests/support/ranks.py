@@ -159,9 +159,16 @@ def _be_rank(
     os.setsid()
     os.environ.update(environment)
     os.environ.update(GLOO_SOCKET_IFNAME="lo", MASTER_ADDR="127.0.0.1", RANK=str(rank))
+    from support import canary  # after the environment is set
+
+    canary.watch()
     fn, args = pickle.loads(end.recv_bytes())
     threading.Thread(target=_die_with_parent, args=(end,), daemon=True).start()
-    end.send_bytes(pickle.dumps(_picklable(_call(_in_group, (rank, world_size, store, fn, args)))))
+    outcome = _picklable(_call(_in_group, (rank, world_size, store, fn, args)))
+    shown = canary.leaks()
+    if shown:
+        outcome = Outcome(error=RankError(f"secrets show up on rank {rank}: {shown}"))
+    end.send_bytes(pickle.dumps(outcome))
     # Until the parent has seen all answers: the file of the store is shared.
     threading.Event().wait()
 

@@ -21,9 +21,10 @@ import pytest
 
 from torch_s3dcp import S3ClientConfig, S3Credentials, exceptions
 from torch_s3dcp.exceptions import StorageError
+from torch_s3dcp.testing import SECRET_MARK
 from torch_s3dcp.transports import BotoTransport
 
-SECRET = "not-a-real-secret-0123456789abcdef"
+SECRET = SECRET_MARK + "0123456789abcdef"
 ACCESS_KEY = "AKIANOTAREALKEY00000"
 DATA = bytes(range(200))
 

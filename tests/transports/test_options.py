@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trustme
+from support.canary import CUSTOMER_KEY
 from support.tls import over_tls
 
 from torch_s3dcp import S3ClientConfig, S3Credentials
@@ -22,7 +23,6 @@ from torch_s3dcp.transports import BotoTransport
 MIB = 2**20
 PART = 5 * MIB
 LARGE = bytes(range(256)) * (6 * 4096)  # 6 MiB: two parts
-KEY = b"a key of thirty-two bytes, quite"
 TAGS = {"run": "7 + 1", "a=b": "c/d:e@f", "empty": ""}
 ENCODED_TAGS = "run=7%20%2B%201&a%3Db=c%2Fd%3Ae%40f&empty="
 ALL = {
@@ -172,14 +172,18 @@ CASES: dict[str, tuple[dict[str, Any], dict[tuple[str, str], str]]] = {
         },
     ),
     "customer's key": (
-        {"sse_customer_key": KEY, **COMMON},
+        {"sse_customer_key": CUSTOMER_KEY, **COMMON},
         {
             (f"{member}SSECustomer{name}", f"x-amz-{header}{_SSE}-customer-{ending}"): value
             for member, header in (("", ""), ("CopySource", "copy-source-"))
             for name, ending, value in (
                 ("Algorithm", "algorithm", "AES256"),
-                ("Key", "key", base64.b64encode(KEY).decode()),
-                ("KeyMD5", "key-md5", base64.b64encode(hashlib.md5(KEY).digest()).decode()),
+                ("Key", "key", base64.b64encode(CUSTOMER_KEY).decode()),
+                (
+                    "KeyMD5",
+                    "key-md5",
+                    base64.b64encode(hashlib.md5(CUSTOMER_KEY).digest()).decode(),
+                ),
             )
         }
         | COMMON_HEADERS,
@@ -254,7 +258,7 @@ def test_a_copy_takes_the_tags_of_the_source_unless_told_others(
 def test_no_range_goes_by_a_signed_url_that_cannot_carry_the_key(
     moto_bucket: str, request: pytest.FixtureRequest
 ) -> None:
-    for options, by_request in (({}, 1), ({"sse_customer_key": KEY}, 5)):
+    for options, by_request in (({}, 1), ({"sse_customer_key": CUSTOMER_KEY}, 5)):
         agent = f"{request.node.name}{by_request}"
         transport = BotoTransport(config=S3ClientConfig(**options), agent=agent)
         etag = transport.put(moto_bucket, "object", b"0123456789").etag
@@ -282,8 +286,8 @@ def test_requests_that_differ_in_what_they_carry_share_a_client() -> None:
     ):
         assert of(**options) is client
     # With a customer's key there are no signed URLs.
-    assert of(sse_customer_key=KEY) is not client
-    assert of(sse_customer_key=KEY) is of(sse_customer_key=bytes(32))
+    assert of(sse_customer_key=CUSTOMER_KEY) is not client
+    assert of(sse_customer_key=CUSTOMER_KEY) is of(sse_customer_key=bytes(32))
     assert of(max_attempts=3) is not client
 
 
@@ -304,12 +308,12 @@ def test_a_customers_key_is_never_sent_over_http(
     }[how]
 
     def put() -> None:
-        config = S3ClientConfig(sse_customer_key=KEY, **options)
+        config = S3ClientConfig(sse_customer_key=CUSTOMER_KEY, **options)
         BotoTransport(config=config).put(moto_bucket, "object", b"data")
 
     with pytest.raises(ConfigurationError, match=r"sse_customer_key.*https") as caught:
         put()
-    assert KEY.decode() not in str(caught.value)
+    assert CUSTOMER_KEY.decode() not in str(caught.value)
     assert sent == []
     assert not client.list_objects_v2(Bucket=moto_bucket).get("Contents")
     assert sent == ["sent"]

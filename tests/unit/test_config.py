@@ -15,14 +15,15 @@ import boto3
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.canary import CUSTOMER_KEY
 
 from torch_s3dcp import S3ClientConfig, S3Credentials
 from torch_s3dcp.exceptions import ConfigurationError
+from torch_s3dcp.testing import SECRET_MARK, TOKEN_MARK
 
 MIB = 2**20
 # No credential: words that are easy to find again.
-KEY_ID, SECRET, TOKEN = "AKIA-made-up", "hush-hush-secret", "hush-hush-token"
-CUSTOMER_KEY = b"hush-hush-key-of-thirty-two-byte"
+KEY_ID, SECRET, TOKEN = "AKIA-made-up", SECRET_MARK + "Hush", TOKEN_MARK + "Hush"
 
 
 def credentials() -> S3Credentials:

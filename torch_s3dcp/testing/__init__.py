@@ -2,8 +2,10 @@
 
 Local S3 servers (``servers``), suites for readers and transports of your own
 (``reader_suite``, ``transport_suite``, ``compose_suite``), hypothesis strategies
-(``strategies``) and transports that count, delay and fail (``wrappers``). The names below are
-imported when they are asked for: the servers need neither pytest nor hypothesis.
+(``strategies``), transports that count, delay and fail (``wrappers``), a proxy that stands in
+front of a server and does what ``faults`` has (``fault_proxy``), and the words that the servers'
+secrets begin with (``SECRET_MARK``, ``TOKEN_MARK``). The names below are imported when they are
+asked for: the servers and the proxy need neither pytest nor hypothesis.
 """
 
 from __future__ import annotations
@@ -13,22 +15,35 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._server import SECRET_MARK, TOKEN_MARK
     from .compose_suite import ComposeSuite
+    from .fault_proxy import FaultProxy
+    from .fault_rules import FaultRule, RuleBook, S3Request
     from .reader_suite import ReaderSuite
+    from .request_log import LoggedRequest, Mutation, RequestLog
     from .servers import MotoServer, RcloneServer, SeaweedServer
     from .strategies import blobs, item_ranges, object_with_items
     from .transport_suite import TransportSuite
     from .wrappers import Fault, FaultTransport, LatencyTransport, RecordingTransport
 
 __all__ = [
+    "SECRET_MARK",
+    "TOKEN_MARK",
     "ComposeSuite",
     "Fault",
+    "FaultProxy",
+    "FaultRule",
     "FaultTransport",
     "LatencyTransport",
+    "LoggedRequest",
     "MotoServer",
+    "Mutation",
     "RcloneServer",
     "ReaderSuite",
     "RecordingTransport",
+    "RequestLog",
+    "RuleBook",
+    "S3Request",
     "SeaweedServer",
     "TransportSuite",
     "blobs",
@@ -37,8 +52,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "_server": ("SECRET_MARK", "TOKEN_MARK"),
     "compose_suite": ("ComposeSuite",),
+    "fault_proxy": ("FaultProxy",),
+    "fault_rules": ("FaultRule", "RuleBook", "S3Request"),
     "reader_suite": ("ReaderSuite",),
+    "request_log": ("LoggedRequest", "Mutation", "RequestLog"),
     "servers": ("MotoServer", "RcloneServer", "SeaweedServer"),
     "strategies": ("blobs", "item_ranges", "object_with_items"),
     "transport_suite": ("TransportSuite",),

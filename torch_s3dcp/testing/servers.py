@@ -30,7 +30,7 @@ from torch_s3dcp.testing._child import (
     find_program,
     free_ports,
 )
-from torch_s3dcp.testing._server import Identity, S3Server
+from torch_s3dcp.testing._server import TOKEN_MARK, Identity, S3Server
 
 if TYPE_CHECKING:
     from moto.server import ThreadedMotoServer
@@ -139,7 +139,9 @@ class SeaweedServer(_ChildServer):
         data = folder / "data"
         data.mkdir(exist_ok=True)
         settings = folder / "s3.json"
-        settings.write_text(json.dumps({"identities": self._identities()}))
+        settings.write_text(
+            json.dumps({"identities": self._identities(), "policies": self._policies()})
+        )
         return [
             program,
             "server",
@@ -169,8 +171,16 @@ class SeaweedServer(_ChildServer):
                 "name": user.name,
                 "credentials": [{"accessKey": user.access_key, "secretKey": user.secret_key}],
                 "actions": list(user.actions),
+                "policyNames": [f"{user.name}-{n}" for n, _ in enumerate(user.policies)],
             }
             for user in (own, *self.identities)
+        ]
+
+    def _policies(self) -> list[dict[str, str]]:
+        return [
+            {"name": f"{user.name}-{n}", "content": policy}
+            for user in self.identities
+            for n, policy in enumerate(user.policies)
         ]
 
     def _probe(self, client: S3Client) -> None:
@@ -212,6 +222,10 @@ class MotoServer(S3Server):
     """
 
     _running = 0
+
+    def __init__(self, directory: str | Path | None = None, *, start_seconds: float = 60.0) -> None:
+        super().__init__(directory, start_seconds=start_seconds)
+        self.session_token = TOKEN_MARK + secrets.token_hex(16)
 
     def _start(self, deadline: float) -> None:
         try:

@@ -27,6 +27,7 @@ from ..exceptions import ConfigurationError
 from .connections import Connections
 from .errors import translated
 from .exchange import BotocoreExchange, SignedRanges
+from .redirects import end_redirects
 from .retries import Kind, Limits
 from .retrying import RetryingClient
 from .uploading import Uploader
@@ -299,6 +300,7 @@ def _make_boto(
         **keys,
     )
     _check_endpoint(client, config)
+    end_redirects(client)
     if connections is not None:
         BotocoreExchange(connections).register(client)
     anonymous = config.unsigned or config.credentials is not None

@@ -195,8 +195,9 @@ class SignedRanges:
         try:
             answer = self.connections.send("GET", self._url(bucket, key), headers)
         except (OSError, http.client.HTTPException) as error:
-            # Not the address: who has it can read the object.
-            _log.debug("a signed URL for s3://%s/%s brought %r", bucket, key, error)
+            # Not the address, nor a text that may cite it: who has it can read the object.
+            name = type(error).__name__
+            _log.debug("a signed URL for s3://%s/%s brought %s", bucket, key, name)
             self._failed(bucket)
             failed = _for_botocore(error, "")
             raise AskAgain(kind_of(failed), failed) from error

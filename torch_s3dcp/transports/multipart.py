@@ -115,7 +115,8 @@ class Multipart:
             except ClientError as error:
                 if code_of(error) not in _UNKNOWN:
                     raise
-                _log.debug("%s: no checksum of whole objects: %s", self._target.bucket, error)
+                code = code_of(error)
+                _log.debug("%s: no checksum of whole objects: %s", self._target.bucket, code)
                 self._whole = False
         if not self._whole:
             answer = self._client.create_multipart_upload(**asked)

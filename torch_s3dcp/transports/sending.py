@@ -53,10 +53,10 @@ class Target:
 
     bucket: str
     key: str
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] = field(repr=False)  # a customer's key may be among them
     storing: Mapping[str, Any]
     checksum: Checksum | None
-    copying: Mapping[str, Any] = field(default_factory=dict)
+    copying: Mapping[str, Any] = field(default_factory=dict, repr=False)
     _answers: list[int] = field(default_factory=list)
 
     @property
