@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from .filling import Fetch, Filling, RangeStream
-from .transports.effort import Halt
+from .transports.effort import Halt, halted_by
 
 T = TypeVar("T")
 
@@ -128,7 +128,8 @@ class FetchPool(Generic[T]):
             fetch = self._waiting.get()
             if fetch is None or self._stopped:
                 return
-            ended = self._receive(fetch, scratch)
+            with halted_by(self._halt):
+                ended = self._receive(fetch, scratch)
             with self._lock:
                 surplus = self._running > self._wanted
                 self._running -= surplus
