@@ -31,6 +31,7 @@ from .exceptions import (
     CheckpointIncompleteError,
     CheckpointNotFoundError,
     ConfigurationError,
+    IntegrityError,
     InvalidCheckpointError,
     ObjectNotFoundError,
     S3DCPError,
@@ -43,12 +44,14 @@ from .readers.contract import ItemRangeAware, ReaderConstructor
 from .registry import resolve_reader
 from .segments import RangeView
 from .stats import LoadStats
-from .transports import Prepares, Transport
+from .transports import Prepares, Reconnects, Transport
 from .uri import S3URI, is_uri, order_location, parse_uri
 
 _log = logging.getLogger(__name__)
 
 DEFAULT_READER = "direct"
+# Damage on the way is rarely met twice.
+_METADATA_TRIES = 3
 
 
 class S3StorageReader(StorageReader):
@@ -146,6 +149,7 @@ class S3StorageReader(StorageReader):
             CheckpointNotFoundError: There is nothing at this address.
             CheckpointIncompleteError: There is data, but the save never finished.
             InvalidCheckpointError: The metadata is damaged or not allowed.
+            IntegrityError: It does not match its checksum, however often it is fetched.
             StorageError: The request failed.
         """
         rank: int | None = kwargs.get("rank")
@@ -179,15 +183,16 @@ class S3StorageReader(StorageReader):
         uri = self._uri.join(metadata_name(rank))
         if isinstance(self._client.transport, Prepares):
             self._client.transport.prepare()
-        begin = time.perf_counter()
-        with self._client.pin(uri.bucket, uri.key).stream() as stream:
-            # What this first request took tells what others will cost.
-            self._seconds_per_request = time.perf_counter() - begin
-            data = stream.readall()
-        try:
-            metadata = load_metadata(data)
-        except InvalidCheckpointError as error:
-            raise error.locate(bucket=uri.bucket, key=uri.key) from error
+        for attempts in range(_METADATA_TRIES, 0, -1):
+            try:
+                metadata = self._fetch_once(uri)
+                break
+            except IntegrityError as error:
+                if attempts == 1:
+                    raise error.locate(bucket=uri.bucket, key=uri.key) from error
+                _log.warning("%s is fetched again: %s", uri, error)
+                if isinstance(self._client.transport, Reconnects):
+                    self._client.transport.reconnect()
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
         cast(StorageMeta, metadata.storage_meta).load_id = self.load_id
@@ -195,6 +200,17 @@ class S3StorageReader(StorageReader):
             metadata_requests=1, metadata_seconds=time.perf_counter() - asked
         )
         return metadata
+
+    def _fetch_once(self, uri: S3URI) -> Metadata:
+        begin = time.perf_counter()
+        with self._client.pin(uri.bucket, uri.key).stream() as stream:
+            # What this first request took tells what others will cost.
+            self._seconds_per_request = time.perf_counter() - begin
+            data = stream.readall()
+        try:
+            return load_metadata(data, trusted=self._trust_checkpoint)
+        except InvalidCheckpointError as error:
+            raise error.locate(bucket=uri.bucket, key=uri.key) from error
 
     def _explain_absence(self) -> CheckpointError:
         where: dict[str, Any] = {"bucket": self._uri.bucket, "key": self._uri.key}
