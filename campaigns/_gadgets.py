@@ -17,7 +17,6 @@ _COMMANDS = (
 _CODE = (
     *(("builtins", "exec"), ("builtins", "eval"), ("__builtin__", "eval"), ("cProfile", "run")),
     *(("profile", "run"), ("numpy.testing", "runstring")),
-    ("torch._dynamo.utils", "exec"),
 )
 _PATHS = (
     *(("os", "mkdir"), ("os", "makedirs"), ("posix", "mkdir"), ("torch.serialization", "mkdtemp")),
@@ -66,18 +65,20 @@ def _opcodes(command: str) -> Iterator[tuple[str, bytes]]:
     yield "two pickles", b"\x80\x02" + call + b".\x80\x02}."
     yield "dotted", b"\x80\x04" + _stacked("os", "path.os.system") + text + b"\x85R."
     yield "dotted through torch", b"\x80\x04" + _stacked("torch", "os.system") + text + b"\x85R."
-    yield "dotted through DCP", (
-        b"\x80\x04"
-        + _stacked("torch.distributed.checkpoint.filesystem", "os.system")
-        + text
-        + b"\x85R."
+    yield (
+        "dotted through DCP",
+        (
+            b"\x80\x04"
+            + _stacked("torch.distributed.checkpoint.filesystem", "os.system")
+            + text
+            + b"\x85R."
+        ),
     )
-    yield "dotted through collections", (
-        b"\x80\x04" + _stacked("collections", "_sys.modules") + _text("os") + b"\x85R."
+    yield (
+        "dotted through collections",
+        (b"\x80\x04" + _stacked("collections", "_sys.modules") + _text("os") + b"\x85R."),
     )
-    yield "setstate", (
-        b"\x80\x02c__main__\nType\n" + text + b"b."
-    )
+    yield "setstate", (b"\x80\x02c__main__\nType\n" + text + b"b.")
     # A state with __setstate__: BUILD then calls it.
     bag = _global("argparse", "Namespace") + b")\x81"
     state = b"}" + _text("__setstate__") + system + b"s"
@@ -98,49 +99,127 @@ def _opcodes(command: str) -> Iterator[tuple[str, bytes]]:
     yield "APPENDS", b"\x80\x02" + bag + extend + b"b(" + text + b"e."
     partial = _global("functools", "partial") + system + text + b"\x86R"
     yield "partial", b"\x80\x02" + partial + b")R."
-    yield "partial, new", (
-        b"\x80\x02" + _global("functools", "partial") + system + text + b"\x86\x81)R."
+    yield (
+        "partial, new",
+        (b"\x80\x02" + _global("functools", "partial") + system + text + b"\x86\x81)R."),
     )
-    yield "map", (
-        b"\x80\x02" + _global("builtins", "list")
-        + _global("builtins", "map") + system + text + b"\x85\x86R\x85R."
+    yield (
+        "map",
+        (
+            b"\x80\x02"
+            + _global("builtins", "list")
+            + _global("builtins", "map")
+            + system
+            + text
+            + b"\x85\x86R\x85R."
+        ),
     )
-    yield "defaultdict", (
-        b"\x80\x02" + _global("collections", "deque")
-        + _global("builtins", "map") + system + text + b"\x85\x86R\x85R."
+    yield (
+        "defaultdict",
+        (
+            b"\x80\x02"
+            + _global("collections", "deque")
+            + _global("builtins", "map")
+            + system
+            + text
+            + b"\x85\x86R\x85R."
+        ),
     )
-    yield "reduce", (
-        b"\x80\x02" + _global("builtins", "set")
-        + _global("builtins", "map") + system + text + b"\x85\x86R\x85R."
+    yield (
+        "reduce",
+        (
+            b"\x80\x02"
+            + _global("builtins", "set")
+            + _global("builtins", "map")
+            + system
+            + text
+            + b"\x85\x86R\x85R."
+        ),
     )
-    yield "getattr", (
-        b"\x80\x02" + _global("builtins", "getattr") + _global("builtins", "__import__")
-        + _text("os") + b"\x85R" + _text("system") + b"\x86R" + text + b"\x85R."
+    yield (
+        "getattr",
+        (
+            b"\x80\x02"
+            + _global("builtins", "getattr")
+            + _global("builtins", "__import__")
+            + _text("os")
+            + b"\x85R"
+            + _text("system")
+            + b"\x86R"
+            + text
+            + b"\x85R."
+        ),
     )
-    yield "attrgetter", (
-        b"\x80\x02" + _global("operator", "attrgetter") + _text("system") + b"\x85R"
-        + _global("importlib", "import_module") + _text("os") + b"\x85R\x85R" + text + b"\x85R."
+    yield (
+        "attrgetter",
+        (
+            b"\x80\x02"
+            + _global("operator", "attrgetter")
+            + _text("system")
+            + b"\x85R"
+            + _global("importlib", "import_module")
+            + _text("os")
+            + b"\x85R\x85R"
+            + text
+            + b"\x85R."
+        ),
     )
-    yield "methodcaller", (
-        b"\x80\x02" + _global("operator", "methodcaller") + _text("system") + text + b"\x86R"
-        + _global("importlib", "import_module") + _text("os") + b"\x85R\x85R."
+    yield (
+        "methodcaller",
+        (
+            b"\x80\x02"
+            + _global("operator", "methodcaller")
+            + _text("system")
+            + text
+            + b"\x86R"
+            + _global("importlib", "import_module")
+            + _text("os")
+            + b"\x85R\x85R."
+        ),
     )
-    yield "import_utils", (
-        b"\x80\x02" + _global("builtins", "getattr")
-        + _global("torch._utils", "_import_dotted_name") + _text("os.system")
-        + b"\x85R" + _text("__call__") + b"\x86R" + text + b"\x85R."
+    yield (
+        "import_utils",
+        (
+            b"\x80\x02"
+            + _global("builtins", "getattr")
+            + _global("torch._utils", "_import_dotted_name")
+            + _text("os.system")
+            + b"\x85R"
+            + _text("__call__")
+            + b"\x86R"
+            + text
+            + b"\x85R."
+        ),
     )
-    yield "loads within", (
-        b"\x80\x02" + _global("pickle", "loads")
-        + b"C" + bytes([len(call) + 3]) + b"\x80\x02" + call + b"." + b"\x85R."
+    yield (
+        "loads within",
+        (
+            b"\x80\x02"
+            + _global("pickle", "loads")
+            + b"C"
+            + bytes([len(call) + 3])
+            + b"\x80\x02"
+            + call
+            + b"."
+            + b"\x85R."
+        ),
     )
     # Tensors: a rebuild function that calls another, with a state.
-    yield "_rebuild_from_type_v2", (
-        b"\x80\x02" + _global("torch._tensor", "_rebuild_from_type_v2")
-        + b"(" + system + _global("builtins", "int") + text + b"\x85}tR."
+    yield (
+        "_rebuild_from_type_v2",
+        (
+            b"\x80\x02"
+            + _global("torch._tensor", "_rebuild_from_type_v2")
+            + b"("
+            + system
+            + _global("builtins", "int")
+            + text
+            + b"\x85}tR."
+        ),
     )
-    yield "OrderedDict of calls", b"\x80\x02" + _global("collections", "OrderedDict") + (
-        b"]" + call + b"Na\x85R."
+    yield (
+        "OrderedDict of calls",
+        b"\x80\x02" + _global("collections", "OrderedDict") + (b"]" + call + b"Na\x85R."),
     )
 
 

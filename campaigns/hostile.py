@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ._gadgets import hostile, wrapped
-from .report import Report, main as report_main
+from .report import Report
+from .report import main as report_main
 
 RUNS = 1
 

@@ -13,7 +13,8 @@ import sys
 import tracemalloc
 from typing import Any
 
-from .report import Report, main as report_main
+from .report import Report
+from .report import main as report_main
 
 RUNS = 10_000
 _EXTRA = 64 * 2**20

@@ -18,9 +18,10 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from support.dcp import Place, RunInfo, assert_same, blank, everything, failures, quiet
+from support.transports import Call, Tap
 
 from torch_s3dcp import S3StorageReader
-from torch_s3dcp.exceptions import ConfigurationError, InvalidCheckpointError
+from torch_s3dcp.exceptions import ConfigurationError, IntegrityError, InvalidCheckpointError
 
 
 class Colour(enum.Enum):
@@ -198,3 +199,29 @@ def test_a_wrong_allow_list(wrong: Any) -> None:
         S3StorageReader("s3://bucket/x", safe_globals=wrong)
     with pytest.raises(ConfigurationError, match="trust_checkpoint"):
         S3StorageReader("s3://bucket/x", trust_checkpoint=wrong)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_damaged_metadata_is_fetched_again(memory: Place, times: int) -> None:
+    memory.save({"x": 1}, "run")
+    whole = memory.read("run/.metadata")
+    damaged = whole.replace(b"state_dict_metadata", b"state_dict_metadatb", 1)
+    assert damaged != whole
+    asked = []
+
+    def damage(call: Call) -> None:
+        if call.operation == "get" and call.key.endswith(".metadata"):
+            asked.append(call)
+            content = damaged if len(asked) <= times else whole
+            memory.transport.put("bucket", "run/.metadata", content)
+
+    place = memory.over(Tap(memory.transport, before=damage))
+    if times < 3:
+        assert place.load({"x": 0}, "run") == {"x": 1}
+        assert len(asked) == times + 1
+        return
+    with pytest.raises(dcp.api.CheckpointException) as caught:
+        place.load({"x": 0}, "run")
+    (error,) = failures(caught.value)
+    assert type(error) is IntegrityError
+    assert "s3://bucket/run/.metadata" in str(error)
