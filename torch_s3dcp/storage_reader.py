@@ -52,6 +52,7 @@ from .uri import S3URI, is_uri, order_location, parse_uri
 _log = logging.getLogger(__name__)
 
 DEFAULT_READER = "direct"
+# Damage on the way is rarely met twice.
 
 
 class S3StorageReader(StorageReader):
@@ -155,6 +156,7 @@ class S3StorageReader(StorageReader):
             CheckpointNotFoundError: There is nothing at this address.
             CheckpointIncompleteError: There is data, but the save never finished.
             InvalidCheckpointError: The metadata is damaged or not allowed.
+            IntegrityError: It does not match its checksum, however often it is fetched.
             StorageError: The request failed.
         """
         rank: int | None = kwargs.get("rank")
@@ -202,12 +204,13 @@ class S3StorageReader(StorageReader):
         tries = 1
         while True:
             try:
-                return load_metadata(self._download(uri))
+                return load_metadata(self._download(uri), trusted=self._trust_checkpoint)
             except IntegrityError as error:
                 if tries >= MOST_TRIES:
                     where = {"bucket": uri.bucket, "key": uri.key, "attempts": tries}
                     raise error.locate(**where) from error
                 tries += 1
+                _log.warning("%s is fetched again: %s", uri, error)
                 self._reconnect()
             except InvalidCheckpointError as error:
                 raise error.locate(bucket=uri.bucket, key=uri.key) from error
