@@ -30,6 +30,8 @@ class Report:
     outcomes: Counter[str] = field(default_factory=Counter)
     #: What must not happen: each names the run and its seed.
     violations: list[str] = field(default_factory=list)
+    #: What may happen, but only so often: a campaign says how often.
+    failures: list[str] = field(default_factory=list)
 
     def add(self, outcome: str) -> None:
         """One run more, that ended so."""
