@@ -88,7 +88,7 @@ class Bench:
         path = f"s3://{self.bucket}/{child.system}/{row.name}"
         direct = {"path": path, "endpoint": self.server.endpoint_url, "mib": self.mib}
         if row.action == "load" or row.old:
-            first = child.ask(action="save", version=1, **direct)
+            first = child.ask(action="save", version=1, threads=row.threads, **direct)
             if first.get("raises") or first.get("silent"):
                 raise SystemExit(f"{child.system} cannot save at all: {first}")
         with FaultProxy(self.server, seed=_SEED) as proxy:

@@ -39,8 +39,8 @@ def _work(case: dict[str, Any]) -> Callable[[], object]:
         small = {"warm": torch.zeros(100)}
         dcp.save(small, storage_writer=S3StorageWriter(f"{url}-warm", transport=transport))
         dcp.load(small, storage_reader=S3StorageReader(f"{url}-warm", transport=transport))
+    config = transport.config
     if case["action"] == "save":
-        config = transport.config
         writer = S3StorageWriter(
             url, s3client_config=config, transport=transport, thread_count=case["threads"]
         )
@@ -48,7 +48,7 @@ def _work(case: dict[str, Any]) -> Callable[[], object]:
     wanted = {name: torch.full_like(value, 9.0) for name, value in state.items()}
     if kind == "converted":
         wanted = {name: value.to(torch.bfloat16) for name, value in wanted.items()}
-    reader = S3StorageReader(url, transport=transport)
+    reader = S3StorageReader(url, s3client_config=config, transport=transport)
 
     def load() -> None:
         dcp.load(wanted, storage_reader=reader)

@@ -186,7 +186,7 @@ class Exchange:
         places = [min(max(0, place), total - (end - request.start)) for place in places]
         start = next((place for place in places if place != request.start), None)
         if start is None:
-            self._entry.problem = "the object has no other bytes"
+            self._entry.problem, self._entry.fault = "the object has no other bytes", None
             return self._head
         return self._signed(f"bytes={start}-{start + end - request.start - 1}")
 
