@@ -62,7 +62,7 @@ def _be(
     try:
         save.run(transport, site.bucket, path)
     except BaseException as error:  # noqa: BLE001 - the parent wants to know
-        end.send(f"raised {type(error).__name__}")
+        end.send(f"raised {_causes(error)}")
     else:
         end.send(counter.count)
     os._exit(0)
@@ -77,6 +77,11 @@ def _join(rank: int, ranks: int, store_file: str) -> None:
         world_size=ranks,
         timeout=datetime.timedelta(seconds=60),
     )
+
+
+def _causes(error: BaseException) -> str:
+    inside = getattr(error, "failures", None) or {0: (error, None)}
+    return "; ".join(f"rank {rank}: {wrapped[0]!r}" for rank, wrapped in inside.items())
 
 
 class _Counter:
@@ -168,3 +173,17 @@ class Processes:
             process.join()
         for end in self.ends:
             end.close()
+
+
+def save_in_ranks(
+    context: ForkServerContext, site: Site, save: Save, path: str, folder: Path
+) -> None:
+    """Save on several ranks; raises RuntimeError if one fails."""
+    children = Processes(context, site, save, path, folder)
+    try:
+        children.begun()
+        told = children.outcomes()
+    finally:
+        children.close()
+    if not all(isinstance(one, int) for one in told):
+        raise RuntimeError(f"the ranks of {save.name!r} came to {told}")

@@ -29,6 +29,7 @@ from torch_s3dcp.pinned import ResumingStream
 from torch_s3dcp.testing.servers import MotoServer
 from torch_s3dcp.testing.wrappers import Fault, FaultTransport, RecordingTransport
 from torch_s3dcp.transports import BotoTransport, MemoryTransport, ObjectBody, ObjectInfo
+from torch_s3dcp.transports.retries import Limits
 
 BUCKET, KEY = "bucket", "key"
 BLOB = bytes((5 * i + i // 256) % 256 for i in range(3000))
@@ -232,7 +233,7 @@ def test_a_stream_is_a_file(memory: MemoryTransport) -> None:
     def open_range(start: int, end: int | None) -> ObjectBody:
         return memory.get(BUCKET, KEY, start, end)
 
-    with ResumingStream(open_range, 5, 50, attempts=3) as stream:
+    with ResumingStream(open_range, 5, 50, Limits(3)) as stream:
         assert stream.readable()
         assert stream.info.size == 3000
         assert b"".join(stream) == BLOB[5:50]
@@ -443,7 +444,7 @@ def test_a_stream_that_is_closed_begins_no_request() -> None:
         asked.append(start)
         return ObjectBody(Stuck(), ObjectInfo(BUCKET, KEY, 100), start, 100)
 
-    stream = ResumingStream(begin, 0, 100, 5)
+    stream = ResumingStream(begin, 0, 100, Limits(5))
     errors: list[BaseException] = []
 
     def wait() -> None:

@@ -8,6 +8,7 @@ parts are combined, so that no byte is looked at twice.
 from __future__ import annotations
 
 import base64
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -63,6 +64,8 @@ _KNOWN = {
 
 
 CRC64 = _KNOWN[DEFAULT]
+#: What zip archives hold of each record. zlib computes it half as fast again as awscrt.
+ZIP_CRC = Checksum("CRC32", 4, zlib.crc32, crt.combine_crc32)
 
 
 def combinable(name: str | None) -> Checksum | None:

@@ -7,6 +7,7 @@ taken while the checksums of an upload's parts are: no byte is looked at twice.
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -47,6 +48,36 @@ class ItemChecksums:
         for number, (start, end) in enumerate(pairwise(cuts)):
             place = number * _WIDTH
             yield start, end, int.from_bytes(self.values[place : place + _WIDTH], "big")
+
+    def widened(self, start: int, end: int, length: int) -> tuple[int, int]:
+        """Where the pieces begin and end that hold ``[start, end)``, which is not empty."""
+        return self._start(self._at(start), length), self._start(self._at(end - 1) + 1, length)
+
+    def between(self, start: int, end: int, length: int) -> list[tuple[int, int, int]]:
+        """Start, end and checksum of the pieces from one cut to another."""
+        first, last = self._at(start), self._at(end - 1)
+        edges = [self._start(number, length) for number in range(first, last + 2)]
+        values = struct.unpack_from(f">{last + 1 - first}Q", self.values, first * _WIDTH)
+        return list(zip(edges, edges[1:], values, strict=False))
+
+    def _at(self, offset: int) -> int:
+        """Number of the piece that holds a byte."""
+        around = self.begin > 0
+        if offset < self.begin:
+            return 0
+        if offset < self.end:
+            return around + (offset - self.begin) // self.chunk
+        return around - (-(self.end - self.begin) // self.chunk)
+
+    def _start(self, number: int, length: int) -> int:
+        """Where a piece begins; ``length`` for one more than there are."""
+        inner = number - (self.begin > 0)
+        if inner < 0:
+            return 0
+        place = self.begin + inner * self.chunk
+        if place < self.end:
+            return place
+        return self.end if place < self.end + self.chunk else length
 
     def as_tuple(self) -> tuple[int, int, int, bytes]:
         """As it is stored: plain values, which any version of anything can read."""

@@ -13,6 +13,7 @@ from .pinned import PinnedObject
 from .readers.contract import ReaderConstructor, S3Reader
 from .registry import resolve_reader
 from .transports import BotoTransport, ListPage, ObjectInfo, Transport
+from .transports.retries import Limits
 
 DEFAULT_READER = "sequential"
 
@@ -67,8 +68,9 @@ class S3Client:
 
     def pin(self, bucket: str, key: str, object_info: ObjectInfo | None = None) -> PinnedObject:
         """Access to one version of an object: the one that the first request finds."""
-        attempts = self.s3client_config.max_attempts
-        return PinnedObject(self.transport, bucket, key, object_info, attempts)
+        config = self.s3client_config
+        limits = Limits(config.max_attempts, config.give_up_after, config.pause_factor)
+        return PinnedObject(self.transport, bucket, key, object_info, limits)
 
     def put_object(self, bucket: str, key: str, storage_class: str | None = None) -> S3Writer:
         """A file to write an object through; the object appears when it is closed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -93,7 +94,11 @@ class S3ClientConfig:
             takes a fraction of the CPU time. Where a server refuses such URLs (some bucket policies
             do), it is asked in the ordinary way.
         connect_timeout: Seconds to wait for a connection.
-        read_timeout: Seconds to wait for the next byte of an answer.
+        read_timeout: Seconds to wait for the next byte of an answer, at most. Requests that can be
+            made again without harm are waited for in vain less long at first.
+        give_up_after: Seconds that a request may take with all its tries and pauses, besides one
+            for each 16 KiB that it moves.
+        pause_factor: Makes the pauses between tries longer or shorter; 0: none.
 
     Raises:
         ConfigurationError: A value cannot work; the message names it and says what does.
@@ -123,6 +128,8 @@ class S3ClientConfig:
     sse_customer_key: bytes | None = field(default=None, repr=False)
     tags: Mapping[str, str] | None = None
     acl: str | None = None
+    give_up_after: float = 120.0
+    pause_factor: float = 1.0
 
     def __post_init__(self) -> None:
         _of_kind(self, bool, "unsigned", "force_path_style", "requester_pays", "presigned_reads")
@@ -130,6 +137,8 @@ class S3ClientConfig:
         _of_kind(self, (str, type(None)), "sse_kms_key_id")
         _of_kind(self, (S3Credentials, type(None)), "credentials")
         _positive(self, "throughput_target_gbps", "connect_timeout", "read_timeout")
+        _positive(self, "give_up_after")
+        _not_negative(self, "pause_factor")
         if self.part_size is not None:
             _whole(self, "part_size", 5 * _MIB, 5 * 1024 * _MIB)
         _whole(self, "max_attempts", 1, 1000)
@@ -265,6 +274,13 @@ def _positive(config: S3ClientConfig, *names: str) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
             raise ConfigurationError(f"{name} must be a positive number, got {value!r}")
+
+
+def _not_negative(config: S3ClientConfig, name: str) -> None:
+    value = getattr(config, name)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value < math.inf:
+        raise ConfigurationError(f"{name} must be a number, 0 or more, got {value!r}")
 
 
 def _whole(config: S3ClientConfig, name: str, least: int, most: int | None) -> None:

@@ -8,7 +8,7 @@ envelope holds a surprise is fetched whole, at the end, and decoded by ``torch.l
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,8 +17,10 @@ from torch.distributed.checkpoint.planner import LoadPlanner, ReadItem
 from .archive import LayoutError
 from .collector import CollectorPause
 from .concurrency import ConcurrencyLimit
-from .exceptions import S3DCPError
-from .fetching import Fetch, Fetched, FetchPool, OpenRange
+from .exceptions import ConfigurationError, S3DCPError
+from .fetching import Fetched, FetchPool, OpenRange
+from .filling import MOST_TRIES, Fetch, damage
+from .integrity import DamagedItem, Level
 from .landing import (
     BLOCK_SIZE,
     SMALL_ITEM,
@@ -33,11 +35,12 @@ from .landing import (
 )
 from .link import LinkEstimate, LoadConditions
 from .memory import Destinations, Scratch
-from .places import Places
+from .places import Request
 from .plan import FilePlan, PlannedItem
 from .spans import Cut, Piece, Span
 from .staging import Staging
 from .stats import LoadStats
+from .units import Unit, units_of
 from .uri import S3URI
 
 # Requests that wait in the queue with scratch in their hands.
@@ -61,6 +64,7 @@ class FillsMemory(Protocol):
     ) -> Sequence[Span[Any]]:
         """The requests for the pieces of one object, ascending by start.
 
+        A piece with ``edges`` may be cut there only, so that what arrives can be verified.
         Called for one object after the other, with what is known by then.
         """
         ...
@@ -79,6 +83,8 @@ class DirectLoad:
         limit: Says how many requests may be in flight.
         memory_budget: Bytes of scratch; a request begins only while less is in use.
         link: What is known of the way to the server; it learns more.
+        level: How far what arrives is verified.
+        reconnect: Called before damaged bytes are asked for again.
     """
 
     def __init__(
@@ -93,6 +99,8 @@ class DirectLoad:
         limit: ConcurrencyLimit,
         memory_budget: int,
         link: LinkEstimate,
+        level: Level,
+        reconnect: Callable[[], None],
     ) -> None:
         self._strategy = strategy
         self._open_range = open_range
@@ -102,12 +110,14 @@ class DirectLoad:
         self._limit = limit
         self._budget = memory_budget
         self._link = link
+        self._level = level
+        self._reconnect = reconnect
         self._begin_with = limit.limit
         staging = Staging()
         self._destinations = Destinations(planner, staging)
         self._scratch = Scratch(staging)
         self._outcomes = dict.fromkeys(Outcome, 0)
-        self._needed = self._held = self._peak = 0
+        self._needed = self._held = self._peak = self._verified = 0
         self._stats = LoadStats()
         self._next_is_prepared = False
         self._again: list[Landing] = []
@@ -128,10 +138,11 @@ class DirectLoad:
         needed = self._needed
         planned = time.perf_counter()
         self._perform(self._fetches_of(pieces), pause)
-        # What held a surprise is fetched whole now, for torch.load.
-        again = [WholeItem(item.path, item.planned, self._serve) for item in self._again]
         usual = self._stats.data_requests
-        self._perform(self._fetches_of(self._pieces_of(again)), pause)
+        while self._again:
+            # Whole, for torch.load, or once more.
+            again, self._again = self._again, []
+            self._perform(self._fetches_of(self._pieces_of(again)), pause)
         return replace(
             self._stats,
             data_requests=usual,
@@ -140,6 +151,8 @@ class DirectLoad:
             direct_items=self._outcomes[Outcome.DIRECT],
             scratch_items=self._outcomes[Outcome.SCRATCH],
             fallback_items=self._outcomes[Outcome.FALLBACK],
+            verified_items=self._verified,
+            unverified_items=len(items) - self._verified,
             concurrency=self._limit.highest,
             plan_seconds=planned - begin,
             read_seconds=time.perf_counter() - planned,
@@ -147,26 +160,27 @@ class DirectLoad:
 
     def _landing(self, path: str, planned: PlannedItem[ReadItem]) -> Landing:
         """The way in which an item will arrive."""
-        layout = predict_layout(planned, self._described)
+        layout, level = predict_layout(planned, self._described), self._level
         if layout is None:
-            return WholeItem(path, planned, self._serve)
+            return WholeItem(path, planned, level, self._serve)
         if len(planned.stored.byte_range) <= SMALL_ITEM:
-            return SmallTensor(path, planned, layout, self._destinations, self._serve)
-        return LargeTensor(path, planned, layout, self._destinations, self._scratch)
+            return SmallTensor(path, planned, level, layout, self._destinations, self._serve)
+        return LargeTensor(path, planned, level, layout, self._destinations, self._scratch)
 
-    def _pieces_of(self, items: Sequence[Landing]) -> dict[str, list[Piece[Part]]]:
+    def _pieces_of(self, items: Sequence[Landing]) -> dict[str, list[Piece[Unit[Part]]]]:
         """What items need, object by object. Items without bytes are done at once."""
         gap = self._strategy.gap(self._conditions())
-        by_path: dict[str, list[Piece[Part]]] = {}
+        by_path: dict[str, list[Piece[Unit[Part]]]] = {}
         for item in items:
-            by_path.setdefault(item.path, []).extend(item.pieces(gap))
+            units = units_of(item.pieces(gap), (item.start, item.end), item.checksums)
+            by_path.setdefault(item.path, []).extend(units)
             self._needed += item.missing
             if not item.missing:
-                self._outcomes[item.finish()] += 1
+                self._finish(item)
         return by_path
 
     def _fetches_of(
-        self, by_path: Mapping[str, Sequence[Piece[Part]]]
+        self, by_path: Mapping[str, Sequence[Piece[Unit[Part]]]]
     ) -> Iterator[Fetch[Sequence[Cut[Part]]]]:
         """The requests, planned and given memory as they are asked for."""
         for path, pieces in by_path.items():
@@ -183,7 +197,7 @@ class DirectLoad:
 
     def _perform(self, work: Iterator[Fetch[Sequence[Cut[Part]]]], pause: CollectorPause) -> None:
         """Make all requests, as many at once as allowed."""
-        pool = FetchPool[Sequence[Cut[Part]]](self._open_range, self._limit.limit)
+        pool = FetchPool[Sequence[Cut[Part]]](self._open_range, self._limit.limit, self._reconnect)
         # The scratch is left last: nothing is received into it any more then.
         with self._scratch, pool:
             while True:
@@ -219,38 +233,38 @@ class DirectLoad:
         """From how one request went to how the next ones are made."""
         received = len(fetched.fetch)
         self._limit.end(received, fetched.retries, time.perf_counter())
-        if fetched.error is None and not fetched.retries:
+        if fetched.error is None and not (fetched.retries or fetched.damaged):
             self._link.learn(fetched.waited, received, fetched.took)
         self._stats = replace(
             self._stats,
             data_requests=self._stats.data_requests + 1,
-            retries=self._stats.retries + fetched.retries,
-            bytes_read=self._stats.bytes_read + received,
+            retries=self._stats.retries + fetched.retries + fetched.damaged,
+            bytes_read=self._stats.bytes_read + received + fetched.again,
+            damaged_chunks=self._stats.damaged_chunks + fetched.damaged,
         )
 
-    def _prepare(self, path: str, span: Span[Part]) -> Iterator[Fetch[Sequence[Cut[Part]]]]:
+    def _prepare(self, path: str, span: Span[Unit[Part]]) -> Iterator[Fetch[Sequence[Cut[Part]]]]:
         """Give every byte of a span a place to land, in the order in which they come.
 
         A span that needs much scratch becomes several requests: all connections are to have
         something to do within the budget.
         """
-        places, cuts, scratch = Places(), list[Cut[Part]](), 0
+        request = Request(path, span.start)
         for cut in span.cuts:
-            part = cut.piece.owner
-            if cuts and scratch >= BLOCK_SIZE:
-                yield _fetch(path, places, cuts)
-                places, cuts, scratch = Places(), [], 0
-            taken = places.skip(cut.start - cuts[-1].end) if cuts else 0
-            cuts.append(cut)
-            if part.shares_scratch and len(cut) == part.size:
-                places.share(part)
-                taken += part.size
-            else:
-                taken += 0 if part.prepared else part.prepare(len(cut))
-                places.add(part.place(cut.offset, len(cut)))
-            self._hold(part.owner, taken)
-            scratch += taken
-        yield _fetch(path, places, cuts)
+            unit, place = cut.piece.owner, cut.start
+            if not unit.is_whole(cut.start, cut.end):
+                raise ConfigurationError(
+                    "the reader strategy cuts bytes that can only be verified together; it must "
+                    "cut a piece at its edges, or be used with integrity='headers'"
+                )
+            while place < cut.end:
+                if request.scratch >= BLOCK_SIZE:
+                    yield request.fetch()
+                    request = Request(path, place)
+                stop = min(cut.end, unit.stop(place, BLOCK_SIZE))
+                self._hold(unit.pieces[0].owner.owner, request.add(unit, place, stop))
+                place = stop
+        yield request.fetch()
 
     def _hold(self, item: Landing, scratch: int) -> None:
         item.held += scratch
@@ -263,22 +277,22 @@ class DirectLoad:
 
     def _take(self, fetched: Fetched[Sequence[Cut[Part]]]) -> None:
         """Take note of what has arrived; finish the items that have all they need."""
+        sums = {start: value for start, _, value in fetched.found}
         for cut in fetched.fetch.tag:
             part = cut.piece.owner
             item = part.owner
             try:
                 if fetched.error is not None:
+                    item = _concerned(fetched, fetched.error) or item
                     raise fetched.error
                 part.missing -= len(cut)
                 item.missing -= len(cut)
+                if part.summed:
+                    item.note_sum(cut.start, cut.end, sums[cut.start])
                 if not part.missing:
                     self._release(item, part.arrived())
                 if not item.missing:
-                    self._outcomes[item.finish()] += 1
-                    self._release(item, item.held)
-            except LayoutError:
-                self._release(item, item.held)
-                self._again.append(item)
+                    self._finish(item)
             except S3DCPError as error:
                 raise error.locate(
                     bucket=self._base.bucket,
@@ -287,12 +301,35 @@ class DirectLoad:
                     tensor=item.name,
                 ) from error
 
+    def _finish(self, item: Landing) -> None:
+        """All of an item has arrived: commit it, or have it fetched again."""
+        try:
+            self._outcomes[item.finish()] += 1
+            self._verified += item.verified
+        except LayoutError:
+            self._again.append(WholeItem(item.path, item.planned, self._level, self._serve))
+        except DamagedItem:
+            item.damaged += 1
+            self._stats = replace(self._stats, damaged_chunks=self._stats.damaged_chunks + 1)
+            if item.damaged >= MOST_TRIES:
+                raise damage(item.start, item.end) from None
+            self._reconnect()
+            self._again.append(item)
+        finally:
+            self._release(item, item.held)
 
-def _fetch(path: str, places: Places, cuts: Sequence[Cut[Part]]) -> Fetch[Sequence[Cut[Part]]]:
-    """The request that fills places with cuts."""
-    return Fetch(path, cuts[0].start, cuts[-1].end, places.targets(), cuts)
+
+def _concerned(fetched: Fetched[Sequence[Cut[Part]]], error: BaseException) -> Landing | None:
+    """The item that an error is about."""
+    if isinstance(error, S3DCPError) and error.byte_range is not None:
+        for cut in fetched.fetch.tag:
+            item = cut.piece.owner.owner
+            if item.start <= error.byte_range[0] < item.end:
+                return item
+    return None
 
 
-def _is_prepared(span: Span[Part]) -> bool:
+def _is_prepared(span: Span[Unit[Part]]) -> bool:
     """Whether a request for it takes no more memory."""
-    return all(cut.piece.owner.prepared for cut in span.cuts)
+    inner = (part for cut in span.cuts for part in cut.piece.owner.cuts(cut.start, cut.end))
+    return all(cut.piece.owner.prepared for cut in inner)

@@ -18,7 +18,8 @@
     │   ├── WrongRangeError                     the server sent other bytes than asked for
     │   ├── IntegrityError                      the bytes do not match their checksum
     │   ├── ThrottledError                      still told to slow down after all retries
-    │   └── EndpointError (ConnectionError)     unreachable, or the connection broke
+    │   ├── EndpointError (ConnectionError)     unreachable, or the connection broke
+    │   └── DeadlineError (TimeoutError)        too little progress for too long
     └── CheckpointError                         the checkpoint as a whole is the problem
         ├── CheckpointNotFoundError (FileNotFoundError)
         ├── CheckpointIncompleteError (FileNotFoundError)
@@ -179,6 +180,10 @@ class ThrottledError(StorageError):
 
 class EndpointError(StorageError, ConnectionError):
     """The endpoint cannot be reached, or the connection broke and stayed broken."""
+
+
+class DeadlineError(StorageError, TimeoutError):
+    """All tries together made too little progress in the time that a request may take."""
 
 
 class CheckpointError(S3DCPError):

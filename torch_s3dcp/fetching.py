@@ -7,65 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
-from .exceptions import TruncatedObjectError
-from .readers.contract import ObjectStream, fill_from
+from .filling import Fetch, Filling, RangeStream
 
 T = TypeVar("T")
 
 
-class RangeStream(ObjectStream, Protocol):
-    """A byte range, arriving over connections that may break."""
-
-    @property
-    def retries(self) -> int:
-        """Requests for it that failed so far."""
-        ...
-
-
-class Unwanted:
-    """Bytes of a gap: received and forgotten."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-
-    def __len__(self) -> int:
-        return self._size
-
-    def put(self, content: memoryview) -> None:
-        """Forget them."""
-
-
-class Passing(Protocol):
-    """Bytes that pass through scratch of the thread that receives them."""
-
-    def __len__(self) -> int: ...
-
-    def put(self, content: memoryview) -> None:
-        """Take all of the bytes, in the receiving thread. The memory is used again after that."""
-        ...
-
-
-Target = memoryview | Passing
 OpenRange = Callable[[str, int, int], RangeStream]
-
-
-@dataclass(frozen=True)
-class Fetch(Generic[T]):
-    """One request: ``[start, end)`` of an object, received into ``targets`` one after another.
-
-    The targets' sizes add up to ``end - start``.
-    """
-
-    path: str
-    start: int
-    end: int
-    targets: Sequence[Target]
-    tag: T
-
-    def __len__(self) -> int:
-        return self.end - self.start
 
 
 @dataclass(frozen=True)
@@ -73,7 +22,9 @@ class Fetched(Generic[T]):
     """A request that has ended: well, or with ``error``.
 
     ``waited`` is the seconds until the answer began, ``took`` those of the body; ``retries``
-    counts the requests that failed on the way.
+    counts the requests that failed on the way. ``damaged`` counts the times that bytes did not
+    match their checksum, ``again`` the bytes that were received anew because of that. ``found``
+    are the checksums that were asked for: start, end, value.
     """
 
     fetch: Fetch[T]
@@ -81,6 +32,13 @@ class Fetched(Generic[T]):
     waited: float = 0.0
     took: float = 0.0
     retries: int = 0
+    damaged: int = 0
+    again: int = 0
+    found: Sequence[tuple[int, int, int]] = ()
+
+
+def _nothing() -> None:
+    """There are no connections to leave."""
 
 
 class FetchPool(Generic[T]):
@@ -89,10 +47,17 @@ class FetchPool(Generic[T]):
     Args:
         open_range: Begins a request: ``(path, start, end)`` to a stream.
         concurrency: Requests in flight at most, until :meth:`resize`.
+        reconnect: Called before bytes that arrived damaged are asked for again.
     """
 
-    def __init__(self, open_range: OpenRange, concurrency: int) -> None:
+    def __init__(
+        self,
+        open_range: OpenRange,
+        concurrency: int,
+        reconnect: Callable[[], None] = _nothing,
+    ) -> None:
         self._open_range = open_range
+        self._reconnect = reconnect
         self._wanted = concurrency
         self._waiting: queue.SimpleQueue[Fetch[T] | None] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[Fetched[T]] = queue.SimpleQueue()
@@ -160,10 +125,7 @@ class FetchPool(Generic[T]):
             fetch = self._waiting.get()
             if fetch is None or self._stopped:
                 return
-            try:
-                ended = self._receive(fetch, scratch)
-            except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
-                ended = Fetched(fetch, error)
+            ended = self._receive(fetch, scratch)
             with self._lock:
                 surplus = self._running > self._wanted
                 self._running -= surplus
@@ -176,35 +138,45 @@ class FetchPool(Generic[T]):
         with self._lock:
             self._bytes += len(fetch)
             self.peak_bytes = max(self.peak_bytes, self._bytes)
+        filling = Filling(fetch, scratch.of, lambda: self._stopped)
         try:
             stream = self._open_range(fetch.path, fetch.start, fetch.end)
             answered = time.perf_counter()
-            self._fill(fetch, stream, scratch)
+            retries = 0
+            while not self._pour(filling, stream):
+                retries += stream.retries
+                self._reconnect()
+                stream = self._open_range(fetch.path, filling.position, fetch.end)
             took = time.perf_counter() - answered
-            return Fetched(fetch, None, answered - asked, took, stream.retries)
+            retries += stream.retries
+            return _ended(filling, None, answered - asked, took, retries)
+        except BaseException as error:  # noqa: BLE001 - raised in the caller's thread
+            return _ended(filling, error)
         finally:
             with self._lock:
                 self._bytes -= len(fetch)
 
-    def _fill(self, fetch: Fetch[T], stream: RangeStream, scratch: _ThreadScratch) -> None:
+    def _pour(self, filling: Filling[T], stream: RangeStream) -> bool:
         with self._lock:
             self._open.add(stream)
         try:
-            for target in fetch.targets:
-                if self._stopped:
-                    return
-                passing = None if isinstance(target, memoryview) else target
-                memory = target if isinstance(target, memoryview) else scratch.of(len(target))
-                if fill_from(stream, memory) < len(memory):
-                    raise TruncatedObjectError(
-                        "the stream ended early", byte_range=(fetch.start, fetch.end)
-                    )
-                if passing is not None:
-                    passing.put(memory)
+            # A stream that is opened after the end was closed by nobody.
+            return self._stopped or filling.pour(stream)
         finally:
             with self._lock:
                 self._open.discard(stream)
             stream.close()
+
+
+def _ended(
+    filling: Filling[T],
+    error: BaseException | None,
+    waited: float = 0.0,
+    took: float = 0.0,
+    retries: int = 0,
+) -> Fetched[T]:
+    damaged, again = filling.damaged, filling.again
+    return Fetched(filling.fetch, error, waited, took, retries, damaged, again, filling.found)
 
 
 class _ThreadScratch:

@@ -23,8 +23,10 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
 from .archive import LayoutError, parse_header, parse_trailer, predict_data_offset
+from .checksums import ZIP_CRC
 from .exceptions import InvalidCheckpointError
-from .fetching import Target
+from .filling import Target
+from .integrity import DamagedItem, Level, is_sound_archive, known_checksums
 from .items import copy_into, narrow
 from .memory import (
     Destinations,
@@ -61,6 +63,8 @@ class Part:
     """One piece of an item. As it is, it lands in scratch that it may share with neighbours."""
 
     shares_scratch = True
+    #: Whether the CRC-32 of the bytes is wanted.
+    summed = False
 
     def __init__(self, owner: Landing, size: int) -> None:
         self.owner = owner
@@ -152,11 +156,25 @@ class BlockPart(Part):
 
 
 class Landing(ABC):
-    """One stored item on its way into the state dict."""
+    """One stored item on its way into the state dict.
 
-    def __init__(self, path: str, planned: PlannedItem[ReadItem]) -> None:
+    Args:
+        path: Its object, relative to the checkpoint.
+        planned: The item, and who wants it.
+        level: How far it is to be verified.
+    """
+
+    def __init__(self, path: str, planned: PlannedItem[ReadItem], level: Level) -> None:
         self.path = path
         self.planned = planned
+        self.level = level
+        #: What its bytes are compared with as they arrive.
+        self.checksums = known_checksums(planned.stored, level)
+        #: Whether nothing can be wrong with it once it is finished.
+        self.verified = self.checksums is not None
+        #: Times that it arrived damaged, as a whole.
+        self.damaged = 0
+        self._sums: list[tuple[int, int, int]] = []
         self.start = planned.stored.byte_range.start
         self.end = planned.stored.byte_range.end
         self.missing = 0
@@ -170,7 +188,10 @@ class Landing(ABC):
 
     @abstractmethod
     def pieces(self, max_gap: int) -> Iterator[Piece[Part]]:
-        """The bytes that the item needs, with the part that each becomes."""
+        """The bytes that the item needs, with the part that each becomes.
+
+        To be called again if the item is to be fetched again.
+        """
 
     @abstractmethod
     def finish(self) -> Outcome:
@@ -179,7 +200,30 @@ class Landing(ABC):
         Raises:
             LayoutError: The archive is not what the metadata promised; the item must be
                 fetched whole and decoded the ordinary way.
+            DamagedItem: The item must be fetched again.
         """
+
+    def note_sum(self, start: int, end: int, value: int) -> None:
+        """The CRC-32 of bytes of a part that is summed."""
+        self._sums.append((start, end, value))
+
+    @property
+    def sums(self) -> bool:
+        """Whether the archive's own checksums are all there is."""
+        return self.level == "full" and self.checksums is None
+
+    def verify_archive(self, archive: memoryview) -> None:
+        """Compare the records of an archive with its own checksums, if these are all there is.
+
+        Raises:
+            DamagedItem: They do not match.
+        """
+        if not self.sums or self.planned.stored.transforms:
+            return
+        sound = is_sound_archive(archive)
+        if sound is False:
+            raise DamagedItem
+        self.verified = sound is True
 
     def piece(self, start: int, end: int, part: Part) -> Piece[Part]:
         """A piece of the object, counted as missing."""
@@ -190,16 +234,19 @@ class Landing(ABC):
 class WholeItem(Landing):
     """An item that is decoded the ordinary way."""
 
-    def __init__(self, path: str, planned: PlannedItem[ReadItem], serve: Serve) -> None:
-        super().__init__(path, planned)
+    def __init__(
+        self, path: str, planned: PlannedItem[ReadItem], level: Level, serve: Serve
+    ) -> None:
+        super().__init__(path, planned, level)
         self._serve = serve
-        self._all = Part(self, self.end - self.start)
 
     def pieces(self, max_gap: int) -> Iterator[Piece[Part]]:
+        self._all = Part(self, self.end - self.start)
         yield self.piece(self.start, self.end, self._all)
 
     def finish(self) -> Outcome:
         data = self._all.content if self._all.size else memoryview(b"")
+        self.verify_archive(data)
         self._serve(self.planned, data)
         self._all.memory = None
         return Outcome.FALLBACK
@@ -212,10 +259,11 @@ class _TensorItem(Landing):
         self,
         path: str,
         planned: PlannedItem[ReadItem],
+        level: Level,
         layout: TensorLayout,
         destinations: Destinations,
     ) -> None:
-        super().__init__(path, planned)
+        super().__init__(path, planned, level)
         self.dtype = layout.dtype
         self.shape = layout.shape
         self.nbytes = layout.nbytes
@@ -229,6 +277,20 @@ class _TensorItem(Landing):
         if (f"torch.{stored.dtype}", stored.shape, stored.contiguous) != known:
             raise LayoutError(f"{self.name} is stored as {stored}")
 
+    def check_trailer(self, trailer: memoryview) -> int:
+        """Compare the archive's end with the metadata; gives the CRC-32 of the data, or 0."""
+        return 0 if self.level == "off" else parse_trailer(bytes(trailer), self.nbytes)
+
+    def compare(self, stored: int, found: int) -> None:
+        """Compare the CRC-32 of the data with the archive's; 0 is none.
+
+        Raises:
+            DamagedItem: They differ.
+        """
+        if stored and stored != found:
+            raise DamagedItem
+        self.verified = stored != 0
+
     def commit(self) -> None:
         """All destinations are filled."""
         self.destinations.commit(self.planned.requests)
@@ -241,27 +303,32 @@ class SmallTensor(_TensorItem):
         self,
         path: str,
         planned: PlannedItem[ReadItem],
+        level: Level,
         layout: TensorLayout,
         destinations: Destinations,
         serve: Serve,
     ) -> None:
-        super().__init__(path, planned, layout, destinations)
+        super().__init__(path, planned, level, layout, destinations)
         self._serve = serve
-        self._all = Part(self, self.end - self.start)
 
     def pieces(self, max_gap: int) -> Iterator[Piece[Part]]:
+        self._all = Part(self, self.end - self.start)
         yield self.piece(self.start, self.end, self._all)
 
     def finish(self) -> Outcome:
         archive, data_end = self._all.content, self.data_offset + self.nbytes
         self._all.memory = None
+        data = archive[self.data_offset : data_end]
         try:
             self.check_header(archive[: self.data_offset])
-            parse_trailer(bytes(archive[data_end:]), self.nbytes)
+            crc = self.check_trailer(archive[data_end:])
         except LayoutError:
+            self.verify_archive(archive)
             self._serve(self.planned, archive)
             return Outcome.FALLBACK
-        stored = as_tensor(archive[self.data_offset : data_end], self.dtype).view(self.shape)
+        if self.sums:
+            self.compare(crc, ZIP_CRC.update(data, 0))
+        stored = as_tensor(data, self.dtype).view(self.shape)
         for request in self.planned.requests:
             part = narrow(stored, request.storage_offsets, request.lengths)
             copy_into(self.destinations.of(request), part)
@@ -276,18 +343,22 @@ class LargeTensor(_TensorItem):
         self,
         path: str,
         planned: PlannedItem[ReadItem],
+        level: Level,
         layout: TensorLayout,
         destinations: Destinations,
         scratch: Scratch,
     ) -> None:
-        super().__init__(path, planned, layout, destinations)
+        super().__init__(path, planned, level, layout, destinations)
         self.scratch = scratch
-        self._header = Part(self, self.data_offset)
-        self._trailer: Part | None = None
-        self._blocks: list[BlockPart] = []
 
     def pieces(self, max_gap: int) -> Iterator[Piece[Part]]:
         data = self.start + self.data_offset
+        self._header = Part(self, self.data_offset)
+        self._trailer: Part | None = None
+        self._blocks: list[BlockPart] = []
+        self._sums.clear()
+        whole = (r for r in self.planned.requests if tuple(r.lengths) == self.shape)
+        summed = next(whole, None) if self.level != "off" else None
         yield self.piece(self.start, data, self._header)
         for request in self.planned.requests:
             for block in cut_region(
@@ -298,18 +369,29 @@ class LargeTensor(_TensorItem):
                 limit=BLOCK_SIZE,
                 sparse_limit=SPARSE_BLOCK_SIZE - 1,  # no reader cuts these any more
                 max_gap=max_gap,
+                grid=self.checksums.chunk if self.checksums else None,
             ):
                 part = BlockPart(self, block, request)
+                part.summed = self.sums and request is summed
                 self._blocks.append(part)
                 yield self.piece(data + block.start, data + block.end, part)
-        if any(tuple(request.lengths) == self.shape for request in self.planned.requests):
+        if summed is not None:
             self._trailer = Part(self, self.end - data - self.nbytes)
             yield self.piece(data + self.nbytes, self.end, self._trailer)
+
+    def _sum(self) -> int:
+        """The CRC-32 of all of the data."""
+        value = 0
+        for start, end, part in sorted(self._sums):
+            value = ZIP_CRC.combine(value, part, end - start)
+        return value
 
     def finish(self) -> Outcome:
         self.check_header(self._header.content)
         if self._trailer is not None:
-            parse_trailer(bytes(self._trailer.content), self.nbytes)
+            crc = self.check_trailer(self._trailer.content)
+            if self.sums:
+                self.compare(crc, self._sum())
             self._trailer.memory = None
         self._header.memory = None
         self.commit()

@@ -26,7 +26,8 @@ def _argument_sizes() -> list[int]:
     sizes = [_UNKNOWN] * 256
     for opcode in pickletools.opcodes:
         argument = opcode.arg
-        sizes[ord(opcode.code)] = 0 if argument is None else argument.n
+        if not opcode.name.startswith("EXT"):  # numbers for names, which nobody registers
+            sizes[ord(opcode.code)] = 0 if argument is None else argument.n
     return sizes
 
 
@@ -39,7 +40,9 @@ def _harmless_run() -> re.Pattern[bytes]:
     for code, size in enumerate(_SIZES):
         if size >= 0 and code not in (_STOP, _LONG_BINPUT):
             codes[size] = codes.get(size, b"") + re.escape(bytes([code]))
-    kinds = (b"[" + codes[size] + b"]" + b"." * size for size in sorted(codes))
+    kinds = [b"[" + codes[size] + b"]" + b"." * size for size in sorted(codes)]
+    # Integers of up to 8 bytes: states of random number generators are full of them.
+    kinds += [re.escape(b"\x8a" + bytes([size])) + b"." * size for size in range(1, 9)]
     return re.compile(b"(?:" + b"|".join(kinds) + b"){1,64}", re.DOTALL)
 
 
@@ -47,8 +50,11 @@ _HARMLESS_RUN = _harmless_run()
 _LINE_COUNTS = {ord(op.code): _LINES.get(op.name, 1) for op in pickletools.opcodes}
 
 
-def check_sizes(data: bytes) -> None:
+def check_sizes(data: bytes) -> int:
     """Refuse a pickle that asks for more memory than its own length accounts for.
+
+    Returns:
+        Where the pickle ends; bytes may follow.
 
     Raises:
         ValueError: An opcode is unknown, a size or number is too large, or the end is missing.
@@ -67,7 +73,7 @@ def check_sizes(data: bytes) -> None:
             if opcode == _LONG_BINPUT:
                 _check_number(int.from_bytes(data[position : position + 4], "little"), end)
             elif opcode == _STOP:
-                return
+                return position
             position += size
         elif size in _LENGTHS:
             width, form = _LENGTHS[size]

@@ -16,6 +16,9 @@ from .exceptions import (
     WrongRangeError,
 )
 from .transports import ObjectBody, ObjectInfo, Transport
+from .transports.effort import Effort, making
+from .transports.failures import kind_of
+from .transports.retries import Limits
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -30,13 +33,13 @@ class PinnedObject:
         bucket: str,
         key: str,
         info: ObjectInfo | None,
-        attempts: int,
+        limits: Limits,
     ) -> None:
         self._transport = transport
         self._bucket = bucket
         self._key = key
         self._info = info
-        self._attempts = attempts
+        self._limits = limits
         self._lock = threading.Lock()
 
     def info(self) -> ObjectInfo:
@@ -47,7 +50,7 @@ class PinnedObject:
         return self._info
 
     def stream(self, start: int | None = None, end: int | None = None) -> ResumingStream:
-        return ResumingStream(self._open, start or 0, end, self._attempts)
+        return ResumingStream(self._open, start or 0, end, self._limits)
 
     def _open(self, start: int, end: int | None) -> ObjectBody:
         etag = self._info.etag if self._info else None
@@ -73,14 +76,14 @@ def _same_version(known: ObjectInfo, served: ObjectInfo) -> bool:
 class ResumingStream(io.RawIOBase):
     """A byte range that survives broken connections.
 
-    A body that breaks is continued at the next missing byte by a new request. Progress
-    resets the count of attempts.
+    A body that breaks is continued at the next missing byte by a new request. All of its
+    requests are one effort; progress resets the count of attempts.
 
     Args:
         open_range: Requests ``[start, end)``.
         start: First byte.
         end: End, exclusive; None: the end of the object.
-        attempts: Tries without a single new byte, after which the error is raised.
+        limits: How long to insist.
     """
 
     def __init__(
@@ -88,13 +91,14 @@ class ResumingStream(io.RawIOBase):
         open_range: Callable[[int, int | None], ObjectBody],
         start: int,
         end: int | None,
-        attempts: int,
+        limits: Limits,
     ) -> None:
         self._open_range = open_range
-        self._attempts = attempts
-        self._failures = 0
+        self._effort = Effort(limits)
+        self._start = start
         self._retries = 0
         self._closing = False
+        self._end = end
         self._body = self._begin(start, end)
         self._end = self._body.end
 
@@ -114,7 +118,7 @@ class ResumingStream(io.RawIOBase):
                 self._resume(error)
             else:
                 if count:
-                    self._failures = 0
+                    self._effort.progress(self._body.position - self._start)
                 return count
 
     def __iter__(self) -> Iterator[bytes]:
@@ -142,7 +146,8 @@ class ResumingStream(io.RawIOBase):
         while True:
             try:
                 # What the transport tries again by itself and gives up on comes out of here.
-                body = self._open_range(position, end)
+                with making(self._effort):
+                    body = self._open_range(position, end)
             except WrongRangeError as error:
                 self._failed(error)
             else:
@@ -152,7 +157,10 @@ class ResumingStream(io.RawIOBase):
                 return body
 
     def _failed(self, error: S3DCPError) -> None:
-        self._failures += 1
         self._retries += 1
-        if self._failures >= self._attempts or self._closing:
-            raise error.locate(attempts=self._failures) from error
+        effort = self._effort
+        kind = None if self._closing else kind_of(error)
+        if self._end is not None:
+            error = error.locate(byte_range=(self._start, self._end))
+        if not effort.failed(kind, error) or self._closing:
+            raise error.locate(attempts=effort.failures) from error

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from .fetching import Target, Unwanted
+from collections.abc import Sequence
+
+from .checks import Check
+from .checksums import ZIP_CRC
+from .filling import Fetch, Target, Unwanted
 from .landing import Part
+from .spans import Cut
+from .units import Unit
 
 # Gaps up to this size are received along with their neighbours.
 _SMALL_GAP = 64 * 1024
@@ -52,3 +58,46 @@ class Places:
             part.memory = block[offset : offset + part.size]
         self._targets.append(block)
         self._shared, self._size = [], 0
+
+
+class Request:
+    """One request while it is put together, from the byte ``start`` of an object on."""
+
+    def __init__(self, path: str, start: int) -> None:
+        self._path = path
+        self._start = self._end = start
+        self._places = Places()
+        self._cuts: list[Cut[Part]] = []
+        self._checks: list[Check] = []
+        #: Bytes of scratch that it takes.
+        self.scratch = 0
+
+    def add(self, unit: Unit[Part], start: int, end: int) -> int:
+        """The bytes ``[start, end)`` of a unit; return how many bytes of scratch that takes."""
+        before = self.scratch
+        for cut in unit.cuts(start, end):
+            part = cut.piece.owner
+            self._skip_to(cut.start)
+            if part.shares_scratch and len(cut) == part.size:
+                self._places.share(part)
+                self.scratch += part.size
+            else:
+                self.scratch += 0 if part.prepared else part.prepare(len(cut))
+                self._places.add(part.place(cut.offset, len(cut)))
+            if part.summed:
+                self._checks.append(Check(cut.start, cut.end, None, ZIP_CRC))
+            self._cuts.append(cut)
+            self._end = cut.end
+        self._skip_to(end)
+        self._checks += unit.checks(start, end)
+        return self.scratch - before
+
+    def fetch(self) -> Fetch[Sequence[Cut[Part]]]:
+        """The request; memory for shared scratch is taken now."""
+        targets = self._places.targets()
+        return Fetch(self._path, self._start, self._end, targets, self._cuts, self._checks)
+
+    def _skip_to(self, position: int) -> None:
+        if position > self._end:
+            self.scratch += self._places.skip(position - self._end)
+            self._end = position

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from .ranges import ItemRange
 
@@ -17,12 +17,14 @@ class StoredItem:
     """Where the metadata says that an item lies.
 
     ``path`` is relative to the checkpoint. ``transforms`` names the extensions that the
-    bytes went through when they were written, outermost first.
+    bytes went through when they were written, outermost first. ``checksums`` is what is stored
+    beside the item about its bytes, whatever that may be.
     """
 
     path: str
     byte_range: ItemRange
     transforms: tuple[str, ...] = ()
+    checksums: Any = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

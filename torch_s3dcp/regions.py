@@ -43,6 +43,7 @@ def cut_region(
     limit: int,
     max_gap: int,
     sparse_limit: int | None = None,
+    grid: int | None = None,
 ) -> tuple[Block, ...]:
     """Cut a region of a row-major tensor into blocks that cover it exactly once.
 
@@ -54,6 +55,7 @@ def cut_region(
         limit: Bytes that a block's covering range has at most; a single element always fits.
         max_gap: A block reads through gaps of at most this many bytes between its runs.
         sparse_limit: The limit for blocks with gaps; None: the same.
+        grid: Blocks with gaps don't reach across multiples of this many bytes; None: they may.
 
     Returns:
         Blocks in ascending order of ``start``; none for an empty region.
@@ -63,7 +65,7 @@ def cut_region(
     strides = row_major_strides(shape)
     base = sum(offset * stride for offset, stride in zip(offsets, strides, strict=True))
     sparse = limit if sparse_limit is None else sparse_limit
-    cutter = _Cutter(strides, base, itemsize, limit, sparse, max_gap)
+    cutter = _Cutter(strides, base, itemsize, limit, sparse, max_gap, grid)
     return tuple(cutter.cut((0,) * len(lengths), tuple(lengths)))
 
 
@@ -75,24 +77,43 @@ class _Cutter:
     limit: int
     sparse_limit: int
     max_gap: int
+    grid: int | None
 
     def cut(self, offsets: tuple[int, ...], lengths: tuple[int, ...]) -> Iterator[Block]:
         """The box itself where it fits, else its slices along the outermost dimension."""
         covering = self._covering(lengths)
-        if covering <= self._limit(lengths) and self._widest_gap(lengths) <= self.max_gap:
-            start = self._position(offsets)
+        start = self._position(offsets)
+        fits = covering <= self._limit(lengths) and self._widest_gap(lengths) <= self.max_gap
+        if fits and self._within_grid(start, covering, lengths):
             yield Block(offsets, lengths, start, start + covering, self._dense(lengths))
             return
         dim = next((d for d, length in enumerate(lengths) if length > 1), None)
         if dim is None:
-            start = self._position(offsets)
             yield Block(offsets, lengths, start, start + covering, True)
             return
-        step = self._step(lengths, dim)
-        for begin in range(0, lengths[dim], step):
-            size = min(step, lengths[dim] - begin)
+        step, begin = self._step(lengths, dim), 0
+        while begin < lengths[dim]:
             moved = (*offsets[:dim], offsets[dim] + begin, *offsets[dim + 1 :])
+            size = self._up_to_line(moved, lengths, dim, min(step, lengths[dim] - begin))
             yield from self.cut(moved, (*lengths[:dim], size, *lengths[dim + 1 :]))
+            begin += size
+
+    def _within_grid(self, start: int, covering: int, lengths: tuple[int, ...]) -> bool:
+        if self.grid is None or start // self.grid == (start + covering - 1) // self.grid:
+            return True
+        return self._dense(lengths)
+
+    def _up_to_line(
+        self, offsets: tuple[int, ...], lengths: tuple[int, ...], dim: int, size: int
+    ) -> int:
+        """How many of ``size`` slices along ``dim`` end before the next line of the grid."""
+        sliced = (*lengths[:dim], size, *lengths[dim + 1 :])
+        start = self._position(offsets)
+        if self.grid is None or self._within_grid(start, self._covering(sliced), sliced):
+            return size
+        room = self.grid - start % self.grid
+        slice_bytes = self._covering((*lengths[:dim], 1, *lengths[dim + 1 :]))
+        return max(1, min(size, (room - slice_bytes) // (self.strides[dim] * self.itemsize) + 1))
 
     def _step(self, lengths: tuple[int, ...], dim: int) -> int:
         """How many slices along ``dim`` fit into one block."""

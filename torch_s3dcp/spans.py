@@ -17,12 +17,35 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Edges:
+    """Where a piece may be cut: at ``origin`` and every ``step`` bytes from there to ``stop``."""
+
+    origin: int
+    step: int
+    stop: int
+
+    def fit(self, start: int, wanted: int, end: int) -> int:
+        """The last place behind ``start`` and up to ``wanted``; else the next one, or ``end``."""
+        if wanted >= end:
+            return end
+        steps = (min(wanted, self.stop) - self.origin) // self.step
+        place = self.origin + steps * self.step
+        if place <= start or steps < 0:
+            place = self.origin + max(0, (start - self.origin) // self.step + 1) * self.step
+        return place if place <= self.stop and place < end else end
+
+
+@dataclass(frozen=True)
 class Piece(Generic[T]):
-    """Bytes ``[start, end)`` of an object; ``owner`` is whatever the caller knows them by."""
+    """Bytes ``[start, end)`` of an object; ``owner`` is whatever the caller knows them by.
+
+    ``edges`` says where it may be cut; None: anywhere.
+    """
 
     start: int
     end: int
     owner: T
+    edges: Edges | None = None
 
     def __len__(self) -> int:
         return self.end - self.start
@@ -66,7 +89,8 @@ def plan_spans(
     Args:
         pieces: What is wanted, in any order. Empty pieces are left out: they need no bytes.
         max_gap: Largest gap in bytes between two pieces that is read through.
-        part_size: Bytes of a span at most; exceeded only by pieces that stay whole.
+        part_size: Bytes of a span at most; exceeded only by pieces that stay whole, and where
+            the edges of a piece are further apart.
         whole_below: Pieces of fewer bytes are never cut.
 
     Returns:
@@ -86,17 +110,23 @@ def plan_spans(
                 spans.append(_span(cuts))
                 cuts = []
             begin = cuts[0].start if cuts else position
-            end = min(piece.end, begin + part_size)
-            if len(piece) < whole_below:
-                if cuts and end < piece.end:
-                    spans.append(_span(cuts))
-                    cuts = []
-                end = piece.end
+            end = _end_of_cut(piece, position, begin + part_size, whole_below)
+            if cuts and end > begin + part_size:
+                spans.append(_span(cuts))
+                cuts = []
+                continue
             cuts.append(Cut(position, end, position - piece.start, piece))
             position = end
     if cuts:
         spans.append(_span(cuts))
     return tuple(spans)
+
+
+def _end_of_cut(piece: Piece[T], position: int, wanted: int, whole_below: int) -> int:
+    """Where to cut a piece: at ``wanted`` or before, further behind only if it must be."""
+    if wanted >= piece.end or len(piece) < whole_below:
+        return piece.end
+    return piece.edges.fit(position, wanted, piece.end) if piece.edges else wanted
 
 
 def _joins(cuts: Sequence[Cut[T]], position: int, max_gap: int, part_size: int) -> bool:

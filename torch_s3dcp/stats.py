@@ -7,20 +7,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LoadStats:
-    """Figures of one rank's load through a strategy that fills memory.
+    """Figures of one rank's load.
 
-    Bytes are bytes of objects, seconds are wall time.
+    Bytes are bytes of objects, seconds are wall time. Of a load through a file-like reader only
+    the metadata, ``bytes_needed``, ``read_seconds``, and what concerns items is known.
 
     Attributes:
         metadata_requests: GETs of ``.metadata``; 0 on ranks that are told its content.
         data_requests: GETs of ranges of data.
-        fallback_requests: GETs of items that arrived whole after a surprise in their envelope.
-        retries: Requests that failed and were made again, besides those above.
+        fallback_requests: GETs of items again: whole, after a surprise in their envelope, or
+            because they arrived damaged and had a checksum for all of their data only.
+        retries: Requests that failed, or brought damaged bytes, and were made again, besides
+            those above.
         bytes_needed: What the load needed, envelopes of items included.
         bytes_read: What it read, the metadata not counted.
         direct_items: Items received into their destination.
         scratch_items: Items copied once.
         fallback_items: Items decoded by ``torch.load`` or the planner.
+        verified_items: Items whose bytes were compared with checksums, all that were needed.
+        unverified_items: Items for which there were none, or which were not to be verified.
+        damaged_chunks: Times that bytes arrived that did not match their checksum.
         peak_scratch: Bytes of memory beside the destinations, at most.
         peak_in_flight: Bytes that the requests in flight asked for, at most.
         concurrency: Requests in flight that the load allowed itself, at most.
@@ -38,6 +44,9 @@ class LoadStats:
     direct_items: int = 0
     scratch_items: int = 0
     fallback_items: int = 0
+    verified_items: int = 0
+    unverified_items: int = 0
+    damaged_chunks: int = 0
     peak_scratch: int = 0
     peak_in_flight: int = 0
     concurrency: int = 0
@@ -63,12 +72,13 @@ class LoadStats:
 
     def __str__(self) -> str:
         rate = self.bytes_needed / 1e9 / self.read_seconds if self.read_seconds else 0.0
+        damaged = f"; {self.damaged_chunks} times damaged, read again" * bool(self.damaged_chunks)
         return (
             f"{self.bytes_needed / 1e6:.1f} MB in {self.seconds:.2f} s ({rate:.2f} GB/s while "
             f"reading), {self.requests} requests ({self.retries} of them again, up to "
             f"{self.concurrency} at once), {self.bytes_wasted / 1e6:.1f} MB wasted, items: "
             f"{self.direct_items} direct, {self.scratch_items} through scratch, "
-            f"{self.fallback_items} decoded by torch"
+            f"{self.fallback_items} decoded by torch; {self.verified_items} verified{damaged}"
         )
 
 

@@ -8,7 +8,7 @@ import os
 import pickle
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import IO, Any, cast
 
@@ -18,6 +18,8 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from ._torch import ExtensionRegistry, agent_for
+from .allowed import SafeGlobal, check_safe_globals
+from .blobs import vetted
 from .checkpoint_metadata import METADATA_NAME, load_metadata, metadata_name, stored_item
 from .client import S3Client
 from .collector import CollectorPause
@@ -28,19 +30,21 @@ from .exceptions import (
     CheckpointError,
     CheckpointIncompleteError,
     CheckpointNotFoundError,
+    ConfigurationError,
     InvalidCheckpointError,
     ObjectNotFoundError,
     S3DCPError,
     StorageError,
 )
+from .integrity import check_level
+from .item_reads import ItemReads
 from .items import copy_into, load_tensor, narrow, open_item, read_blob
 from .link import LinkEstimate
 from .plan import FilePlan, PlannedItem, StoredItem, plan_files
 from .readers.contract import ItemRangeAware, ReaderConstructor
 from .registry import resolve_reader
-from .segments import RangeView
 from .stats import LoadStats
-from .transports import Prepares, Transport
+from .transports import Prepares, Reconnects, Transport
 from .uri import S3URI, is_uri, order_location, parse_uri
 
 _log = logging.getLogger(__name__)
@@ -59,11 +63,22 @@ class S3StorageReader(StorageReader):
         reader_constructor: How objects are read: a registered name or a constructor from
             ``S3ReaderConstructor``. Default: ``"direct"``.
         transport: Does the requests; by default boto3 with the settings above.
+        trust_checkpoint: True: what is stored may run code. By default nothing may, and what
+            could is refused.
+        safe_globals: Classes and functions that stored items which are not tensors may name,
+            beyond the usual ones and ``torch.serialization.add_safe_globals``. As there, an entry
+            may be ``(class or function, "module.name")``. What it lists may be called with any
+            arguments.
+        integrity: How far a load verifies what arrives. ``"full"``: all bytes, by the checksums
+            that the save stored, or those of PyTorch's archives; damaged ones are asked for
+            again. ``"headers"``: archives must describe themselves as the metadata does.
+            ``"off"``: only what it takes to place the bytes.
         _extension_registry: Extensions that decode items, as in torch's reader.
 
     Raises:
         InvalidURIError: ``path`` is not an S3 location.
         ReaderRegistryError: There is no reader of that name.
+        ConfigurationError: Another argument cannot work.
     """
 
     def __init__(
@@ -74,11 +89,15 @@ class S3StorageReader(StorageReader):
         reader_constructor: ReaderConstructor | str | None = None,
         *,
         transport: Transport | None = None,
+        trust_checkpoint: bool = False,
+        safe_globals: Sequence[SafeGlobal] = (),
+        integrity: str = "full",
         _extension_registry: ExtensionRegistry | None = None,
     ) -> None:
         super().__init__()
         address, self.region = order_location(path, region)
         self._uri = parse_uri(address)
+        self.integrity = check_level(integrity)
         self.reader_constructor = resolve_reader(reader_constructor, DEFAULT_READER)
         self._client = S3Client(
             self.region,
@@ -86,10 +105,14 @@ class S3StorageReader(StorageReader):
             user_agent=agent_for(self.reader_constructor),
             transport=transport,
         )
+        if not isinstance(trust_checkpoint, bool):
+            raise ConfigurationError(f"trust_checkpoint is True or False, not {trust_checkpoint!r}")
+        self._trust_checkpoint = trust_checkpoint
+        self._safe_globals = check_safe_globals(safe_globals)
         self._extensions = _extension_registry or ExtensionRegistry()
         self.load_id = str(uuid.uuid4())
         self.storage_data: dict[Any, Any] = {}
-        #: What the last load did, for strategies that fill memory (``direct``); else None.
+        #: What the last load did.
         self.stats: LoadStats | None = None
         self._described: dict[str, Any] = {}
         self._metadata_stats = LoadStats()
@@ -235,17 +258,30 @@ class S3StorageReader(StorageReader):
         with CollectorPause():
             files = plan_files(self._wanted(plan))
         if isinstance(self.reader_constructor, FillsMemory):
-            self._fill(self.reader_constructor, files, planner)
+            stats = self._fill(self.reader_constructor, files, planner)
         else:
-            for file_plan in files:
-                self._read_file(file_plan, planner)
+            stats = self._read_files(files, planner)
+        self.stats = replace(
+            stats,
+            metadata_requests=self._metadata_stats.metadata_requests,
+            metadata_seconds=self._metadata_stats.metadata_seconds,
+        )
+        _log.info("loaded from %s: %s", self._uri, self.stats)
+        if self.integrity == "full" and stats.unverified_items:
+            _log.warning(
+                "%d of %d items from %s could not be verified: what was read of them has no "
+                "checksum",
+                stats.unverified_items,
+                stats.unverified_items + stats.verified_items,
+                self._uri,
+            )
         done: Future[None] = Future()
         done.set_result(None)
         return done
 
     def _fill(
         self, strategy: FillsMemory, files: tuple[FilePlan[ReadItem], ...], planner: LoadPlanner
-    ) -> None:
+    ) -> LoadStats:
         """Let a strategy that fills memory load all objects together."""
         places = {file.path: self._uri.join(file.path) for file in files}
         pinned = {path: self._client.pin(uri.bucket, uri.key) for path, uri in places.items()}
@@ -265,13 +301,14 @@ class S3StorageReader(StorageReader):
             limit=limit,
             memory_budget=config.memory_budget,
             link=LinkEstimate(self._seconds_per_request),
+            level=self.integrity,
+            reconnect=self._reconnect,
         )
-        self.stats = replace(
-            load.run(files),
-            metadata_requests=self._metadata_stats.metadata_requests,
-            metadata_seconds=self._metadata_stats.metadata_seconds,
-        )
-        _log.info("loaded from %s: %s", self._uri, self.stats)
+        return load.run(files)
+
+    def _reconnect(self) -> None:
+        if isinstance(self._client.transport, Reconnects):
+            self._client.transport.reconnect()
 
     def _wanted(self, plan: LoadPlan) -> Iterator[tuple[StoredItem, ReadItem]]:
         for request in plan.items:
@@ -285,13 +322,32 @@ class S3StorageReader(StorageReader):
                 )
             yield stored_item(info), request
 
-    def _read_file(self, file_plan: FilePlan[ReadItem], planner: LoadPlanner) -> None:
+    def _read_files(self, files: tuple[FilePlan[ReadItem], ...], planner: LoadPlanner) -> LoadStats:
+        """Read one object after the other, by file-like readers."""
+        begin = time.perf_counter()
+        read = [self._read_file(file_plan, planner) for file_plan in files]
+        items = sum(len(file_plan.items) for file_plan in files)
+        verified = sum(reads.verified for reads in read)
+        return LoadStats(
+            bytes_needed=sum(file_plan.needed_bytes for file_plan in files),
+            fallback_items=items,
+            verified_items=verified,
+            unverified_items=items - verified,
+            damaged_chunks=sum(reads.damaged for reads in read),
+            read_seconds=time.perf_counter() - begin,
+        )
+
+    def _read_file(
+        self, file_plan: FilePlan[ReadItem], planner: LoadPlanner
+    ) -> ItemReads[ReadItem]:
         uri = self._uri.join(file_plan.path)
-        with self._open(uri, file_plan) as reader:
+        reads = ItemReads(lambda plan: self._open(uri, plan), file_plan, self._reconnect)
+        with reads:
             for planned in file_plan.items:
                 span = planned.stored.byte_range
-                view = RangeView(reader, span.start, span.end)
                 try:
+                    full = self.integrity == "full"
+                    view = reads.read(planned) if full else reads.view(planned)
                     self._serve(planned, cast("IO[bytes]", view), planner)
                 except S3DCPError as error:
                     raise error.locate(
@@ -300,6 +356,7 @@ class S3StorageReader(StorageReader):
                         byte_range=(span.start, span.end),
                         tensor=planned.requests[0].storage_index.fqn,
                     ) from error
+        return reads
 
     def _open(self, uri: S3URI, file_plan: FilePlan[ReadItem]) -> io.BufferedIOBase:
         if not file_plan.needed_bytes:
@@ -316,8 +373,9 @@ class S3StorageReader(StorageReader):
         item = open_item(view, planned.stored.transforms, self._extensions)
         if blobs:
             data = read_blob(item)
+            given = data if self._trust_checkpoint else vetted(data, self._safe_globals)
             for request in blobs:
-                _give_blob(planner, request, data)
+                _give_blob(planner, request, given)
             item = io.BytesIO(data)
         if not tensors:
             return

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from support.dcp import Place, assert_same, blank, open_uploads, place_on, randn
-from support.proxy import Fault, FaultProxy, Request, retry_at_once
+from support.proxy import Fault, FaultProxy, Request
 from support.ranks import Outcome, errors_of, run_checks
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -93,7 +93,6 @@ def save(place: Place, path: str) -> None:
 
 def fail(place: Place, path: str, threads: int, planner: Any = None) -> None:
     """A save that must raise. Two seconds later no upload may be open."""
-    retry_at_once(place.transport)  # type: ignore[arg-type]
     rank = dist.get_rank()
     state = new_state(rank, large=rank == victim(dist.get_world_size(), threads))
     try:
@@ -161,7 +160,7 @@ def group(
     request: pytest.FixtureRequest, seaweed: SeaweedServer, proxy: FaultProxy, bucket: str
 ) -> Group:
     proxy.requests.clear()
-    config = S3ClientConfig(part_size=5 * MIB, max_attempts=2)
+    config = S3ClientConfig(part_size=5 * MIB, max_attempts=2, pause_factor=0)
     place = Place(bucket, BotoTransport(None, config))
     made = Group(request.param, place_on(seaweed, bucket), {}, proxy.requests)
     checks: dict[str, tuple[Any, ...]] = {}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch.distributed.checkpoint as dcp
 from support.dcp import Place, assert_same, blank, failures, open_uploads, quiet, randn
-from support.proxy import Fault, FaultProxy, Request, retry_at_once
+from support.proxy import Fault, FaultProxy, Request
 from support.transports import Call, Tap
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -191,8 +191,7 @@ OVERWRITE = {
 def test_each_request_of_an_overwrite_fails_in_turn(
     on_seaweed: Place, proxy: FaultProxy, tmp_path: Path, mode: str
 ) -> None:
-    place = proxy.before(on_seaweed, max_attempts=2)
-    retry_at_once(place.transport)
+    place = proxy.before(on_seaweed, max_attempts=2, pause_factor=0)
     size = 6 * MIB // 4  # two parts
     for seed in (-2, -1):
         proxy.requests.clear()

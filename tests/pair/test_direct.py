@@ -14,7 +14,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 
 from torch_s3dcp import S3ClientConfig, S3StorageReader
-from torch_s3dcp.exceptions import EndpointError, InvalidCheckpointError, WrongRangeError
+from torch_s3dcp.exceptions import (
+    EndpointError,
+    IntegrityError,
+    InvalidCheckpointError,
+    WrongRangeError,
+)
 from torch_s3dcp.readers.direct import DirectReaders
 from torch_s3dcp.stats import LoadStats
 from torch_s3dcp.testing.wrappers import Fault, FaultTransport, RecordingTransport
@@ -24,12 +29,19 @@ MIB = 2**20
 
 
 def load(
-    place: Place, state: dict[str, Any], planner: Any = None, **settings: Any
+    place: Place,
+    state: dict[str, Any],
+    planner: Any = None,
+    integrity: str = "full",
+    **settings: Any,
 ) -> tuple[LoadStats, RecordingTransport]:
     """Load through ``direct``; return its figures and its requests."""
     transport = RecordingTransport(place.transport)
     reader = S3StorageReader(
-        place.url("run"), transport=transport, reader_constructor=DirectReaders(**settings)
+        place.url("run"),
+        transport=transport,
+        reader_constructor=DirectReaders(**settings),
+        integrity=integrity,
     )
     with quiet():
         dcp.load(state, storage_reader=reader, planner=planner)
@@ -118,19 +130,37 @@ def test_a_slice_costs_its_own_bytes(memory: Place, box: Any, exact: bool) -> No
     saved = {"w": randn(*BIG)}
     memory.save(saved, "run")
     planner = Slice(box)
-    stats, _ = load(memory, {"w": torch.zeros(BIG)}, planner, max_gap_size=64 * 1024)
+    gap = 64 * 1024
+    stats, _ = load(memory, {"w": torch.zeros(BIG)}, planner, "headers", max_gap_size=gap)
     assert torch.equal(planner.got["w"], saved["w"][box])
     wanted = planner.got["w"].nbytes
     if exact:
         assert stats.bytes_read <= wanted + 2048
     assert stats.bytes_read <= saved["w"].nbytes
+    assert (stats.verified_items, stats.unverified_items) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "chunks"), [((256, 384), 1), ((250, 300), 2), ((0, 512), 2), ((7, 8), 1)]
+)
+def test_a_verified_slice_costs_its_pieces(
+    memory: Place, rows: tuple[int, int], chunks: int
+) -> None:
+    saved = {"w": randn(*BIG)}
+    memory.save(saved, "run")
+    planner = Slice((slice(*rows), slice(0, 1024)))
+    stats, _ = load(memory, {"w": torch.zeros(BIG)}, planner, max_gap_size=0)
+    assert torch.equal(planner.got["w"], saved["w"][slice(*rows)])
+    assert chunks * MIB < stats.bytes_read <= chunks * MIB + 2048
+    assert stats.bytes_needed <= planner.got["w"].nbytes + 2048
+    assert (stats.verified_items, stats.unverified_items) == (1, 0)
 
 
 def test_columns_without_gaps_are_fetched_run_by_run(memory: Place) -> None:
     saved = {"w": randn(64, 1024)}
     memory.save(saved, "run")
     planner = Slice((slice(0, 64), slice(0, 512)))
-    stats, _ = load(memory, {"w": torch.zeros(64, 1024)}, planner, max_gap_size=0)
+    stats, _ = load(memory, {"w": torch.zeros(64, 1024)}, planner, "headers", max_gap_size=0)
     assert torch.equal(planner.got["w"], saved["w"][:, :512])
     assert stats.data_requests == 64
     assert stats.bytes_read <= planner.got["w"].nbytes + 2048
@@ -173,11 +203,12 @@ def test_a_damaged_envelope_is_an_error_and_commits_nothing(memory: Place) -> No
     whole = bytearray(memory.read(path))
     whole[0:4] = b"\0\0\0\0"
     memory.transport.put(memory.bucket, path, bytes(whole))
-    with pytest.raises(CheckpointException) as caught:
-        load(memory, {"w": torch.zeros(BIG)})
-    (error,) = failures(caught.value)
-    assert type(error) is InvalidCheckpointError
-    assert error.tensor == "w"
+    for integrity, kind in {"full": IntegrityError, "headers": InvalidCheckpointError}.items():
+        with pytest.raises(CheckpointException) as caught:
+            load(memory, {"w": torch.zeros(BIG)}, None, integrity)
+        (error,) = failures(caught.value)
+        assert type(error) is kind
+        assert error.tensor == "w"
 
 
 def test_the_gap_decides_between_reading_through_and_asking_again(memory: Place) -> None:
@@ -191,12 +222,15 @@ def test_the_gap_decides_between_reading_through_and_asking_again(memory: Place)
     assert through.bytes_wasted > saved["w1"].nbytes
 
 
-def test_other_readers_have_no_stats(memory: Place) -> None:
+def test_other_readers_know_what_concerns_items(memory: Place) -> None:
     memory.save({"w": randn(10)}, "run")
     reader = memory.reader("run", reader_constructor="sequential")
     with quiet():
         dcp.load({"w": torch.zeros(10)}, storage_reader=reader)
-    assert reader.stats is None
+    assert reader.stats is not None
+    assert (reader.stats.metadata_requests, reader.stats.data_requests) == (1, 0)
+    assert (reader.stats.fallback_items, reader.stats.verified_items) == (1, 1)
+    assert reader.stats.bytes_needed > 40
 
 
 def load_many(place: Place, transport: Any, **limits: int) -> LoadStats:

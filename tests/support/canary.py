@@ -32,7 +32,7 @@ CUSTOMER_KEY = CUSTOMER_MARK.encode() + b"00000000"
 
 # In base64, 24 bytes are 32 characters that don't depend on the rest.
 _SENT = (TOKEN_MARK, CUSTOMER_MARK, base64.b64encode(CUSTOMER_MARK.encode()).decode())
-_SIGNED = re.compile(r"Signature=|X-Amz-Credential|AWSAccessKeyId=|Authorization['\"]?:", re.I)
+_SIGNED = re.compile(r"(?:signature|x-amz-credential|awsaccesskeyid)=(?!\*\*\*)", re.IGNORECASE)
 _ALL_SECRETS = (SECRET_MARK, *_SENT)
 
 _found: list[str] = []

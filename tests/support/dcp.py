@@ -203,6 +203,7 @@ class Place:
         return S3StorageWriter(self.url(path), transport=self.transport, **options)
 
     def reader(self, path: str, **options: Any) -> S3StorageReader:
+        options.setdefault("safe_globals", [RunInfo])
         return S3StorageReader(self.url(path), transport=self.transport, **options)
 
     def save(self, state: dict[str, Any], path: str, planner: Any = None, **options: Any) -> Any:

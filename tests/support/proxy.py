@@ -12,7 +12,6 @@ from support.dcp import Place
 
 from torch_s3dcp.testing import FaultProxy as WireProxy
 from torch_s3dcp.testing import S3Request, faults
-from torch_s3dcp.transports import BotoTransport
 
 
 class Fault(Enum):
@@ -65,15 +64,3 @@ class FaultProxy(WireProxy):
         self.requests.append(request)
         fault = self.judge(request)
         return fault.value if fault else None
-
-
-def retry_at_once(transport: BotoTransport) -> None:
-    """Have a transport's client retry as often as it would, but without its pauses."""
-    most = transport.config.max_attempts
-
-    def decide(response: Any, attempts: int, caught_exception: Any, **_: Any) -> int | None:
-        failed = caught_exception is not None or response[0].status_code >= 500
-        return 0 if failed and attempts < most else None
-
-    # The first answer counts; without one the client decides as ever.
-    transport.client.meta.events.register_first("needs-retry.s3", decide)

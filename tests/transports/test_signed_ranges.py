@@ -63,18 +63,18 @@ def test_both_ways_lead_to_the_same_host(
         credentials=S3Credentials("key", "secret"),
         force_path_style=style == "path",
         max_attempts=2,
+        pause_factor=0,
     )
     transport = BotoTransport(region, config)
     asked: list[urllib.parse.SplitResult] = []
 
-    def send(_: Any, method: str, address: str, headers: Any, body: Any = None) -> None:
+    def send(_: Any, method: str, address: str, headers: Any, *_a: Any, **_o: Any) -> None:
         asked.append(urllib.parse.urlsplit(address))
         raise ConnectFailed("no network here")
 
     monkeypatch.setattr(Connections, "send", send)
-    monkeypatch.setattr("time.sleep", lambda _: None)
     with pytest.raises(EndpointError):
         transport.get("bucket", "key", 0, 10, if_match='"etag"')
-    assert ["X-Amz-Signature" in url.query for url in asked] == [True, False, False]
+    assert ["X-Amz-Signature" in url.query for url in asked] == [True, False]
     assert len({url.netloc for url in asked}) == 1
     assert region in asked[0].netloc or region == "us-east-1"

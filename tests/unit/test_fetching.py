@@ -8,7 +8,8 @@ import time
 import pytest
 
 from torch_s3dcp.exceptions import EndpointError, TruncatedObjectError
-from torch_s3dcp.fetching import Fetch, FetchPool, Unwanted
+from torch_s3dcp.fetching import FetchPool
+from torch_s3dcp.filling import Fetch, Unwanted
 
 BLOB = bytes(i % 251 for i in range(100_000))
 

@@ -32,12 +32,14 @@ class Identity:
     """A user of a `SeaweedServer`.
 
     actions: of "Admin", "Read", "Write", "List", "Tagging"; "Read:bucket" limits one to a bucket.
+    policies: IAM policies as JSON, each allowing more. Give `actions=()` to let them decide alone.
     """
 
     name: str
     access_key: str
     secret_key: str
     actions: tuple[str, ...] = ("Admin", "Read", "Write", "List", "Tagging")
+    policies: tuple[str, ...] = ()
 
 
 class S3Server:

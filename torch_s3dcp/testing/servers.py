@@ -139,7 +139,9 @@ class SeaweedServer(_ChildServer):
         data = folder / "data"
         data.mkdir(exist_ok=True)
         settings = folder / "s3.json"
-        settings.write_text(json.dumps({"identities": self._identities()}))
+        settings.write_text(
+            json.dumps({"identities": self._identities(), "policies": self._policies()})
+        )
         return [
             program,
             "server",
@@ -169,8 +171,16 @@ class SeaweedServer(_ChildServer):
                 "name": user.name,
                 "credentials": [{"accessKey": user.access_key, "secretKey": user.secret_key}],
                 "actions": list(user.actions),
+                "policyNames": [f"{user.name}-{n}" for n, _ in enumerate(user.policies)],
             }
             for user in (own, *self.identities)
+        ]
+
+    def _policies(self) -> list[dict[str, str]]:
+        return [
+            {"name": f"{user.name}-{n}", "content": policy}
+            for user in self.identities
+            for n, policy in enumerate(user.policies)
         ]
 
     def _probe(self, client: S3Client) -> None:

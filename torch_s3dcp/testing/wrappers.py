@@ -23,6 +23,7 @@ from ..transports.contract import (
     ObjectBody,
     ObjectInfo,
     RawBody,
+    Reconnects,
     Transport,
     Uploaded,
 )
@@ -141,6 +142,10 @@ class TransportWrapper:
             expected_size=expected_size,
             storage_class=storage_class,
         )
+
+    def reconnect(self) -> None:
+        if isinstance(self.transport, Reconnects):
+            self.transport.reconnect()
 
     def check_compose(self) -> None:
         self._composing().check_compose()

@@ -6,27 +6,48 @@ import contextlib
 import http.client
 import io
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+
+from .patience import Guard
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
 class _Counted(io.RawIOBase):
-    """Counts the bytes that a connection brings."""
+    """Counts the bytes that a connection brings, and has a guard watch how fast they come.
 
-    def __init__(self, source: io.RawIOBase) -> None:
+    Args:
+        receive: Waits for bytes; after a timeout it may be called again.
+        source: Closed in the end.
+    """
+
+    def __init__(
+        self, receive: Callable[[Buffer], int | None], source: io.RawIOBase, guard: Guard
+    ) -> None:
+        self._receive = receive
         self._source = source
+        self.guard = guard
         self.delivered = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Buffer, /) -> int | None:
-        count = self._source.readinto(buffer)
-        self.delivered += count or 0
-        return count
+        guard = self.guard
+        guard.check()
+        while True:
+            begun = time.monotonic()
+            try:
+                count = self._receive(buffer) or 0
+            except TimeoutError:
+                guard.stalled()  # raises, or has it waited for longer
+                continue
+            self.delivered += count
+            guard.received(count, time.monotonic() - begun)
+            return count
 
     def close(self) -> None:
         self._source.close()
@@ -36,10 +57,12 @@ class _Counted(io.RawIOBase):
 class CountedResponse(http.client.HTTPResponse):
     """An answer that knows how far it came when its connection breaks."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        plain: Any = self.fp.detach()
-        self.connection = _Counted(plain)
+    def __init__(self, sock: Any, *arguments: Any, guard: Guard, **options: Any) -> None:
+        super().__init__(sock, *arguments, **options)
+        source: Any = self.fp.detach()
+        # A socket's own file refuses to go on after a timeout.
+        receive = sock.recv_into if isinstance(sock, socket.socket) else source.readinto
+        self.connection = _Counted(receive, source, guard)
         self.fp = io.BufferedReader(self.connection)
 
 
@@ -136,6 +159,8 @@ class ConnectionBody:
             self._answer.close()  # the answer's file, not the connection
         if whole and not self._answer.will_close and self._connection is not None:
             connection, self._connection = self._connection, None
+            if isinstance(self._answer, CountedResponse):
+                self._answer.connection.guard.finished()
             self._give_back(connection)
 
 

@@ -8,15 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, cast
 
+from botocore.exceptions import ClientError
 from botocore.response import StreamingBody
 from s3transfer.exceptions import S3CopyFailedError
 
-from ..checksums import CRC64, combinable
+from ..checksums import CRC64, Checksum, combinable
 from ..config import S3ClientConfig
 from ..exceptions import (
+    AccessDeniedError,
     ConfigurationError,
     ObjectNotFoundError,
     PreconditionFailedError,
+    StorageError,
     TruncatedObjectError,
 )
 from ..parts import part_size_for
@@ -31,6 +34,7 @@ from .contract import (
     check_span,
     too_short,
 )
+from .effort import Effort, joined
 from .errors import refusal, translated
 from .exchange import AskAgain
 from .options import copied_from, copying, opening, payer, storing
@@ -70,8 +74,13 @@ class BotoTransport:
 
     @property
     def client(self) -> Boto3S3Client:
-        """The boto3 client behind this transport."""
+        """The boto3 client behind this transport. What is asked of it is not tried again."""
         return self._client().boto
+
+    @property
+    def _insisting(self) -> Any:
+        """To be called like the client; tries again what fails."""
+        return self._client().insisting
 
     def _client(self) -> Client:
         return client_for(self.region, self.config, self.agent)
@@ -88,7 +97,7 @@ class BotoTransport:
 
     def head(self, bucket: str, key: str) -> ObjectInfo:
         with translated("HeadObject", bucket, key):
-            answer = self.client.head_object(Bucket=bucket, Key=key, **opening(self.config))
+            answer = self._insisting.head_object(Bucket=bucket, Key=key, **opening(self.config))
         return info_of(bucket, key, answer, answer["ContentLength"])
 
     def get(
@@ -103,14 +112,23 @@ class BotoTransport:
         check_span(start, end)
         if start == end:
             return self._nothing(bucket, key, start, if_match)
-        retries = 0
-        if end is not None and if_match is not None:
-            try:
-                signed = self._get_signed(bucket, key, start, end, if_match)
-                if signed is not None:
-                    return signed
-            except AskAgain:
-                retries = 1
+        with joined(self._client().limits) as effort:
+            retries = 0
+            if end is not None and if_match is not None:
+                try:
+                    signed = self._get_signed(effort, bucket, key, start, end, if_match)
+                    if signed is not None:
+                        return signed
+                except AskAgain:
+                    retries = 1
+            found = self._get(bucket, key, start, end, if_match)
+            found.retries += retries
+            return found
+
+    def _get(
+        self, bucket: str, key: str, start: int, end: int | None, if_match: str | None
+    ) -> ObjectBody:
+        """A range, through botocore."""
         options = opening(self.config)
         if start or end is not None:
             options["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
@@ -121,7 +139,7 @@ class BotoTransport:
         span = None if end is None else (start, end)
         try:
             with translated("GetObject", bucket, key, span):
-                answer = self.client.get_object(Bucket=bucket, Key=key, **options)
+                answer = self._insisting.get_object(Bucket=bucket, Key=key, **options)
         except PreconditionFailedError as error:
             raise changed(bucket, key) from error
         except TruncatedObjectError:
@@ -132,18 +150,29 @@ class BotoTransport:
         body = AnswerBody(answer["Body"], bucket, key, whole="Range" not in options)
         body.step = None if self._client().in_place else _COPIED_STEP
         found = checked_body(answer, body, bucket, key, start, end, if_match)
-        found.retries = retries + answer["ResponseMetadata"].get("RetryAttempts", 0)
+        found.retries = answer["ResponseMetadata"].get("RetryAttempts", 0)
         return found
 
     def _get_signed(
-        self, bucket: str, key: str, start: int, end: int, etag: str
+        self, effort: Effort, bucket: str, key: str, start: int, end: int, etag: str
     ) -> ObjectBody | None:
-        """The short way for a further range of an object; None where it does not lead there."""
+        """The short way for a further range of an object; None where it does not lead there.
+
+        Raises:
+            AskAgain: It failed; ask in the ordinary way, with what is left of the effort.
+        """
         ranges = self._client().ranges
-        if ranges is None:
+        # What it brings as an error says little: never the last try.
+        if ranges is None or effort.failures + 1 >= effort.limits.attempts:
             return None
         with translated("GetObject", bucket, key, (start, end)):
-            answer = ranges.get(bucket, key, start, end, etag)
+            try:
+                with effort.working():
+                    answer = ranges.get(bucket, key, start, end, etag)
+            except AskAgain as again:
+                if again.kind and not effort.failed(again.kind, again.error):
+                    raise again.error from None
+                raise
         if answer is None:
             return None
         # What SignedRanges gives is exactly what was asked for.
@@ -167,11 +196,15 @@ class BotoTransport:
         if_none_match: bool = False,
         metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
+        checksum = self._checksum()
         options: dict[str, Any] = {
             **opening(self.config),
-            **storing(self.config),
+            **storing(self.config, checksum=checksum is None),
             "Metadata": metadata or {},
         }
+        if checksum is not None:
+            # Over https botocore would send its own behind the body, which becomes a file by that.
+            options.update(checksum.with_data(checksum.of([memoryview(data)])))
         conditions: dict[str, Any] = {}
         if if_match is not None:
             conditions["IfMatch"] = if_match
@@ -229,18 +262,15 @@ class BotoTransport:
         return self._uploader().compose(target, copied, block_source(stream), part_size)
 
     def _uploader(self) -> Uploader:
-        return part_uploader(self.client, self.config)
+        return part_uploader(self._client(), self.config)
 
     def _target(self, bucket: str, key: str, storage_class: str | None = None) -> Target:
-        checksum = combinable(self.config.checksum_algorithm)
-        if self.config.checksum_algorithm is None and not self._checks_uploads():
-            checksum = None
         return Target(
             bucket,
             key,
             opening(self.config),
             storing(self.config, storage_class, checksum=False),
-            checksum,
+            self._checksum(),
             copied_from(self.config),
         )
 
@@ -255,9 +285,9 @@ class BotoTransport:
     ) -> Uploaded:
         """Have s3transfer upload what nobody knows the size of, or with other checksums."""
         if expected_size is None:
-            manager = patient_uploader(self.client, part_size)
+            manager = patient_uploader(self._client(), part_size)
         else:
-            manager = uploader_for(self.client, self.config, part_size)
+            manager = uploader_for(self._client(), self.config, part_size)
         options = {**opening(self.config), **storing(self.config, storage_class)}
         source = StreamSource(stream)
         try:
@@ -277,14 +307,14 @@ class BotoTransport:
         info = self.head(src_bucket, src_key)
         with translated("CopyObject", src_bucket, src_key):
             if info.size <= LARGEST_SINGLE_COPY:
-                self.client.copy_object(
+                self._insisting.copy_object(
                     CopySource=source, Bucket=dst_bucket, Key=dst_key, **options
                 )
                 return
             # A copy in parts takes nothing over but the bytes.
             options["Metadata"] = info.metadata
             part_size = part_size_for(info.size, self.config.part_size)
-            manager = uploader_for(self.client, self.config, part_size)
+            manager = uploader_for(self._client(), self.config, part_size)
             try:
                 manager.copy(source, dst_bucket, dst_key, extra_args=options).result()
             except S3CopyFailedError as error:
@@ -294,20 +324,31 @@ class BotoTransport:
         names = list(keys)
         if len(names) == 1:
             with translated("DeleteObject", bucket, names[0]):
-                self.client.delete_object(Bucket=bucket, Key=names[0], **payer(self.config))
+                self._insisting.delete_object(Bucket=bucket, Key=names[0], **payer(self.config))
             return
+        refused: list[StorageError] = []
         for cut in range(0, len(names), _DELETE_BATCH):
-            batch: Any = [{"Key": name} for name in names[cut : cut + _DELETE_BATCH]]
+            # What is refused of one batch says nothing about the others.
+            refused += self._delete(bucket, names[cut : cut + _DELETE_BATCH])
+        if refused:
+            more = f"; {len(refused)} of {len(names)} objects stay" if len(refused) > 1 else ""
+            raise type(refused[0])(refused[0].message + more, **refused[0].context)
+
+    def _delete(self, bucket: str, names: Sequence[str]) -> list[StorageError]:
+        """Remove objects in one request; what was refused."""
+        batch: Any = [{"Key": name} for name in names]
+        try:
             with translated("DeleteObjects", bucket):
-                answer = self.client.delete_objects(
+                answer = self._insisting.delete_objects(
                     Bucket=bucket,
                     Delete={"Objects": batch, "Quiet": True},
                     **payer(self.config),
                 )
-            for failure in answer.get("Errors", []):
-                raise refusal(
-                    failure, {"operation": "DeleteObjects", "bucket": bucket, "key": failure["Key"]}
-                )
+        except AccessDeniedError as error:
+            return [error] * len(names)
+        where = {"operation": "DeleteObjects", "bucket": bucket}
+        failures = answer.get("Errors", [])
+        return [refusal(failure, {**where, "key": failure["Key"]}) for failure in failures]
 
     def list(
         self,
@@ -317,21 +358,32 @@ class BotoTransport:
         delimiter: str = "",
         page_size: int = 1000,
     ) -> Iterator[ListPage]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(
-            Bucket=bucket,
-            Prefix=prefix,
-            Delimiter=delimiter,
-            PaginationConfig={"PageSize": page_size},
-            **payer(self.config),
-        )
-        with translated("ListObjectsV2", bucket, prefix):
-            for page in pages:
-                yield ListPage(
-                    tuple(
-                        info_of(bucket, o["Key"], o, o["Size"]) for o in page.get("Contents", [])
-                    ),
-                    tuple(p["Prefix"] for p in page.get("CommonPrefixes", [])),
+        further: dict[str, Any] = {}
+        while True:
+            with translated("ListObjectsV2", bucket, prefix):
+                page = self._insisting.list_objects_v2(
+                    Bucket=bucket,
+                    Prefix=prefix,
+                    Delimiter=delimiter,
+                    MaxKeys=page_size,
+                    **further,
+                    **payer(self.config),
                 )
+            yield ListPage(
+                tuple(info_of(bucket, o["Key"], o, o["Size"]) for o in page.get("Contents", [])),
+                tuple(p["Prefix"] for p in page.get("CommonPrefixes", [])),
+            )
+            token = page.get("NextContinuationToken")
+            if not (page.get("IsTruncated") and token):
+                return
+            if token == further.get("ContinuationToken"):
+                raise StorageError(
+                    "the server gives the same page of a listing again and again",
+                    bucket=bucket,
+                    key=prefix,
+                    operation="ListObjectsV2",
+                )
+            further = {"ContinuationToken": token}
 
     def _store(
         self,
@@ -342,15 +394,15 @@ class BotoTransport:
         conditions: Mapping[str, Any],
     ) -> Any:
         try:
-            return self.client.put_object(
+            return self._insisting.put_object(
                 Bucket=bucket, Key=key, Body=data, **options, **conditions
             )
-        except self.client.exceptions.ClientError as error:
+        except ClientError as error:
             unknown = error.response.get("Error", {}).get("Code") == "NotImplemented"
             if not (conditions and unknown):
                 raise
             _log.warning("%s knows no conditional writes; writing without", bucket)
-            return self.client.put_object(Bucket=bucket, Key=key, Body=data, **options)
+            return self._insisting.put_object(Bucket=bucket, Key=key, Body=data, **options)
 
     def _nothing(self, bucket: str, key: str, at: int, if_match: str | None) -> ObjectBody:
         """An empty range cannot be written as an HTTP range."""
@@ -361,7 +413,11 @@ class BotoTransport:
             raise too_short(info, at, at)
         return ObjectBody(io.BytesIO(), info, at, at)
 
-    def _checks_uploads(self) -> bool:
-        """Whether the user's settings leave checksums on where S3 does not ask for them."""
-        chosen = getattr(self.client.meta.config, "request_checksum_calculation", None)
-        return chosen != "when_required"
+    def _checksum(self) -> Checksum | None:
+        """The checksum to send, where it is one that can be combined."""
+        if self.config.checksum_algorithm is None:
+            # The user's settings may leave checksums out where S3 does not ask for them.
+            chosen = getattr(self.client.meta.config, "request_checksum_calculation", None)
+            if chosen == "when_required":
+                return None
+        return combinable(self.config.checksum_algorithm)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -25,23 +27,62 @@ from ..exceptions import ConfigurationError
 from .connections import Connections
 from .errors import translated
 from .exchange import BotocoreExchange, SignedRanges
+from .redirects import end_redirects
+from .retries import Kind, Limits
+from .retrying import RetryingClient
 from .uploading import Uploader
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client as Boto3S3Client
 
 
-@dataclass(frozen=True)
+@dataclass
 class Client:
     """A boto3 client, and how it receives.
 
-    ``ranges`` is the short way for further ranges of an object, where there is one. Bodies come
-    over ``connections``, where these are ours.
+    Args:
+        boto: Signs and sends; made anew where its credentials have expired.
+        limits: How long a request is insisted on.
+        ranges: The short way for further ranges of an object, where there is one.
+        connections: What bodies come over, where these are ours.
+        remake: Makes another ``boto``; None where it is the user's own.
     """
 
     boto: Boto3S3Client
+    limits: Limits
     ranges: SignedRanges | None = None
     connections: Connections | None = None
+    remake: Callable[[], Boto3S3Client] | None = field(default=None, repr=False)
+    #: Counts the clients so far.
+    generation: int = 0
+    _accepted: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        #: To be called like ``boto``; tries again what fails.
+        self.insisting: Any = RetryingClient(self, self.limits)
+
+    def accepted(self, generation: int) -> None:
+        """The server has accepted the credentials of that client."""
+        if generation > self._accepted:
+            self._accepted = generation
+
+    def renew(self, generation: int) -> bool:
+        """Make the client anew instead of that one, once for all who ask.
+
+        Returns:
+            False where there is no use in it: the last one that was made was never accepted.
+        """
+        with self._lock:
+            if generation < self.generation:
+                return True
+            if self.remake is None or self._accepted < generation:
+                return False
+            self.boto = self.remake()
+            if self.ranges is not None:
+                self.ranges = self.ranges.signed_by(self.boto)
+            self.generation += 1
+            return True
 
     @property
     def in_place(self) -> bool:
@@ -53,6 +94,12 @@ _lock = threading.Lock()
 _clients: dict[tuple[Any, ...], Client] = {}
 _uploaders: dict[tuple[int, int], TransferManager] = {}
 _part_uploaders: dict[int, Uploader] = {}
+# What botocore's own retries leave alone, those of a client of the user's.
+_NOT_BOTOCORES = frozenset({Kind.DAMAGED, Kind.CONFLICT})
+
+
+def _limits(config: S3ClientConfig, kinds: frozenset[Kind] = frozenset(Kind)) -> Limits:
+    return Limits(config.max_attempts, config.give_up_after, config.pause_factor, kinds)
 
 
 def _forget() -> None:
@@ -74,7 +121,7 @@ def client_for(region: str | None, config: S3ClientConfig, agent: str) -> Client
     """
     if config.client is not None:
         _check_endpoint(config.client, config)
-        return Client(config.client)
+        return Client(config.client, _limits(config, _NOT_BOTOCORES))
     key = (region, _of_client(config), agent, _environment())
     # Held while a client is made and looks for credentials: whoever waits needs that client,
     # and a second one would cost the same again.
@@ -104,6 +151,7 @@ _VARIABLES = (
     "AWS_CA_BUNDLE",
     "AWS_CONFIG_FILE",
     "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
 )
 
 
@@ -140,28 +188,34 @@ def _environment() -> int:
     return hash(tuple(os.environ.get(name) for name in _VARIABLES))
 
 
-def part_uploader(client: Boto3S3Client, config: S3ClientConfig) -> Uploader:
+def part_uploader(client: Client, config: S3ClientConfig) -> Uploader:
     """The process's uploader for a client."""
     with _lock:
-        uploader = _part_uploaders.get(id(client))
+        uploader = _part_uploaders.get(_key(client))
         if uploader is None:
             most = min(config.max_concurrency, _MOST_UPLOADING)
-            uploader = _part_uploaders[id(client)] = Uploader(client, most, config.memory_budget)
+            uploader = Uploader(client.insisting, most, config.memory_budget)
+            _part_uploaders[_key(client)] = uploader
         return uploader
 
 
-def uploader_for(client: Boto3S3Client, config: S3ClientConfig, part_size: int) -> TransferManager:
+def _key(client: Client) -> int:
+    # A client of the user's own is put into a new box each time. What is kept keeps the client.
+    return id(client if client.remake else client.boto)
+
+
+def uploader_for(client: Client, config: S3ClientConfig, part_size: int) -> TransferManager:
     """The process's transfer manager for a client and a part size.
 
     It holds at most ``config.memory_budget`` bytes in parts, but never less than two parts.
     """
     with _lock:
-        manager = _uploaders.get((id(client), part_size))
+        manager = _uploaders.get((_key(client), part_size))
         if manager is None:
             parts = max(2, config.memory_budget // part_size)
             readers = max(1, min(4, parts // 2))
             manager = TransferManager(
-                client,
+                client.insisting,
                 TransferConfig(
                     multipart_threshold=part_size,
                     multipart_chunksize=part_size,
@@ -170,11 +224,11 @@ def uploader_for(client: Boto3S3Client, config: S3ClientConfig, part_size: int) 
                     max_in_memory_upload_chunks=max(1, parts - readers),
                 ),
             )
-            _uploaders[(id(client), part_size)] = manager
+            _uploaders[(_key(client), part_size)] = manager
         return manager
 
 
-def patient_uploader(client: Boto3S3Client, part_size: int) -> TransferManager:
+def patient_uploader(client: Client, part_size: int) -> TransferManager:
     """A transfer manager for one stream that may wait for its producer at any point.
 
     It works in the calling thread, one part at a time. Waiting in a shared manager's thread
@@ -182,13 +236,35 @@ def patient_uploader(client: Boto3S3Client, part_size: int) -> TransferManager:
     them, and would keep an interpreter from ending that leaves a stream open.
     """
     settings = TransferConfig(multipart_threshold=part_size, multipart_chunksize=part_size)
-    return TransferManager(client, settings, executor_cls=NonThreadedExecutor)
+    return TransferManager(client.insisting, settings, executor_cls=NonThreadedExecutor)
 
 
 def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> tuple[Client, bool]:
     """A new client, and whether it found credentials: without them it is not worth keeping."""
-    core = None if config.session else botocore.session.Session(profile=config.profile)
-    session = config.session or boto3.Session(botocore_session=core)
+    about = f"torch_s3dcp/{__version__} {agent}".strip()
+    connections = None
+    if config.session is None:
+        # How a session of the user's own finds its certificates is not to be known from outside.
+        core = botocore.session.Session(profile=config.profile)
+        connections = Connections(
+            config.connect_timeout, config.read_timeout, config.max_concurrency, _authorities(core)
+        )
+    remake = partial(_make_boto, region, config, about, connections)
+    boto, complete = remake()
+    ranges = None
+    # One attempt is one attempt: this way may need a second. And it carries no header that
+    # says who pays, or with which key to decrypt.
+    headers = config.requester_pays or config.sse_customer_key is not None
+    if connections is not None and config.presigned_reads and not headers:
+        ranges = SignedRanges(boto, connections, about) if config.max_attempts > 1 else None
+    made = Client(boto, _limits(config), ranges, connections, lambda: remake()[0])
+    return made, complete
+
+
+def _make_boto(
+    region: str | None, config: S3ClientConfig, about: str, connections: Connections | None
+) -> tuple[Boto3S3Client, bool]:
+    """A boto3 client that looks for credentials anew, and whether it found any."""
     options: dict[str, Any] = {}
     keys: dict[str, Any] = {}
     if config.unsigned:
@@ -202,13 +278,15 @@ def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> tupl
             "aws_secret_access_key": given.secret_access_key,
             "aws_session_token": given.session_token,
         }
-    about = f"torch_s3dcp/{__version__} {agent}".strip()
+    core = None if config.session else botocore.session.Session(profile=config.profile)
+    session = config.session or boto3.Session(botocore_session=core)
     client: Boto3S3Client = session.client(
         "s3",
         region_name=region,
         endpoint_url=config.endpoint_url,
         config=Config(
-            retries={"mode": "standard", "total_max_attempts": config.max_attempts},
+            # Tried again here, see retries.py. It still follows a bucket to its region.
+            retries={"mode": "standard", "total_max_attempts": 1},
             max_pool_connections=config.max_concurrency,
             connect_timeout=config.connect_timeout,
             read_timeout=config.read_timeout,
@@ -222,21 +300,11 @@ def _make_client(region: str | None, config: S3ClientConfig, agent: str) -> tupl
         **keys,
     )
     _check_endpoint(client, config)
-    ranges = connections = None
-    if core is not None:
-        # How a session of the user's own finds its certificates is not to be known from outside.
-        connections = Connections(
-            config.connect_timeout, config.read_timeout, config.max_concurrency, _authorities(core)
-        )
+    end_redirects(client)
+    if connections is not None:
         BotocoreExchange(connections).register(client)
-        # One attempt is one attempt: this way may need a second. And it carries no header that
-        # says who pays, or with which key to decrypt.
-        headers = config.requester_pays or config.sse_customer_key is not None
-        if config.presigned_reads and not headers and config.max_attempts > 1:
-            ranges = SignedRanges(client, connections, about)
     anonymous = config.unsigned or config.credentials is not None
-    complete = anonymous or session.get_credentials() is not None
-    return Client(client, ranges, connections), complete
+    return client, anonymous or session.get_credentials() is not None
 
 
 def _authorities(core: botocore.session.Session) -> str:

@@ -9,6 +9,7 @@ import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,9 +17,12 @@ from typing import Any
 from urllib3.util import wait_for_read
 
 from .bodies import ConnectionBody, CountedResponse
-from .tls import TLSSocket, decrypting_turns
+from .effort import Effort, current
+from .patience import QUICK, Guard, Patience
+from .tls import TLSSocket, decrypting_turns, push
 
 _Place = tuple[str, str]
+_HARMLESS = frozenset({"GET", "HEAD"})
 
 
 class ConnectFailed(OSError):
@@ -40,7 +44,7 @@ class Connections:
 
     Args:
         connect_timeout: Seconds to wait for a connection.
-        read_timeout: Seconds to wait for the next bytes.
+        read_timeout: Seconds to wait for the next bytes at most.
         max_idle: Connections to one server kept open at most.
         authorities: Path of a file of certificate authorities; None: those of the system.
     """
@@ -49,11 +53,15 @@ class Connections:
     read_timeout: float
     max_idle: int
     authorities: str | None = None
-    _idle: dict[_Place, list[http.client.HTTPConnection]] = field(default_factory=dict)
+    _idle: dict[_Place, list[_Connection]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _turns: Iterator[threading.Lock] = field(default_factory=decrypting_turns)
+    _patience: Patience = field(init=False)
     _tls: ssl.SSLContext | None = None
     _generation: int = 0
+
+    def __post_init__(self) -> None:
+        self._patience = Patience(self.read_timeout)
 
     def send(
         self,
@@ -61,12 +69,15 @@ class Connections:
         address: str,
         headers: Mapping[str, str],
         body: Iterable[memoryview] | None = None,
+        *,
+        patience: float | None = QUICK,
     ) -> Answer | None:
         """Send a request, and wait for the head of its answer.
 
         Args:
             body: Blocks, sent one after another from where they are; iterated again for another
                 try. Its length is among the headers.
+            patience: Seconds to wait for the answer at first; None: ``read_timeout``.
 
         Returns:
             None where a proxy is in the way: this is not for us.
@@ -78,25 +89,32 @@ class Connections:
         url = urllib.parse.urlsplit(address)
         place = (url.scheme, url.netloc)
         target = urllib.parse.urlunsplit(("", "", url.path or "/", url.query, ""))
+        effort = current()
         while True:
             generation = self._generation
-            connection = self._idle_one(place)
+            # Where one connection brought too little, those opened with it may be no better.
+            connection = None if effort.abandoned else self._idle_one(place)
             fresh = connection is None
             if connection is None:
                 if _needs_proxy(url):
                     return None
-                connection = self._connect(url)
+                connection = self._connect(url, effort.left)
+            guard = Guard(self._patience, effort, connection.sock.settimeout)
+            connection.guard = guard
             try:
-                plain, answer = _exchange(connection, method, target, headers, body)
+                with _ended_with(effort, connection.sock):
+                    plain, answer = _exchange(connection, method, target, headers, body, patience)
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
-                if fresh or isinstance(error, TimeoutError):
+                if fresh or method not in _HARMLESS or isinstance(error, TimeoutError):
                     raise
-                # An idle connection may have been closed by the server: not a failure.
+                # An idle connection may have been closed by the server: not a failure. Of a
+                # request that changes something nobody knows whether the server acted on it.
                 continue
             except BaseException:
                 connection.close()
                 raise
+            guard.body()
             give_back = partial(self._give_back, place, generation)
             received = ConnectionBody(answer, connection, plain, give_back)
             return Answer(answer.status, answer.headers, received)
@@ -110,7 +128,7 @@ class Connections:
         for connection in leaving:
             connection.close()
 
-    def _idle_one(self, place: _Place) -> http.client.HTTPConnection | None:
+    def _idle_one(self, place: _Place) -> _Connection | None:
         """An open connection to the server that nobody uses."""
         while True:
             with self._lock:
@@ -120,19 +138,17 @@ class Connections:
                 return connection
             connection.close()
 
-    def _connect(self, url: urllib.parse.SplitResult) -> http.client.HTTPConnection:
+    def _connect(self, url: urllib.parse.SplitResult, left: float) -> _Connection:
         host = url.hostname or ""
-        connection: http.client.HTTPConnection
+        timeout = max(0.01, min(self.connect_timeout, left))
         if url.scheme == "https":
-            connection = _TLSConnection(
-                host, url.port or 443, self.connect_timeout, self._tls_context(), next(self._turns)
-            )
+            turn = next(self._turns)
+            context = self._tls_context()
+            connection: _Connection = _TLSConnection(host, url.port or 443, timeout, context, turn)
         else:
-            port = url.port or 80
-            connection = _Connection(host, port, timeout=self.connect_timeout)
+            connection = _Connection(host, url.port or 80, timeout=timeout)
         try:
             connection.connect()
-            connection.sock.settimeout(self.read_timeout)
             connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         except OSError as error:
             connection.close()
@@ -151,9 +167,7 @@ class Connections:
                 self._tls = context
             return self._tls
 
-    def _give_back(
-        self, place: _Place, generation: int, connection: http.client.HTTPConnection
-    ) -> None:
+    def _give_back(self, place: _Place, generation: int, connection: Any) -> None:
         with self._lock:
             idle = self._idle.setdefault(place, [])
             fresh = generation == self._generation
@@ -164,9 +178,23 @@ class Connections:
 
 
 class _Connection(http.client.HTTPConnection):
-    """HTTP over a socket."""
+    """HTTP over a socket, watched over."""
 
-    response_class = CountedResponse
+    guard: Guard
+
+    def send(self, data: Any) -> None:
+        if isinstance(self.sock, TLSSocket):
+            self.sock.guard = self.guard
+            self.sock.sendall(data)
+        else:
+            push(self.sock, data, self.guard)
+
+    def receive(self, patience: float | None) -> http.client.HTTPResponse:
+        """Wait for the head of the answer."""
+        self.guard.answer(patience)
+        made: Any = partial(CountedResponse, guard=self.guard)
+        self.response_class = made
+        return self.getresponse()
 
 
 class _TLSConnection(_Connection):
@@ -192,15 +220,29 @@ class _TLSConnection(_Connection):
         self.sock = secured
 
 
+def _ended_with(effort: Effort, held: Any) -> AbstractContextManager[None]:
+    """Whoever halts the effort wakes who waits for the connection."""
+    if effort.halt is None:
+        return nullcontext()
+
+    def end() -> None:
+        with suppress(OSError):
+            held.shutdown(socket.SHUT_RDWR)
+
+    return effort.halt.ending(end)
+
+
 def _exchange(
-    connection: http.client.HTTPConnection,
+    connection: _Connection,
     method: str,
     target: str,
     headers: Mapping[str, str],
     body: Iterable[memoryview] | None,
+    patience: float | None,
 ) -> tuple[socket.socket, http.client.HTTPResponse]:
     """Send a request and begin to receive its answer; the socket to end it by, and the answer."""
     blocks: Any = body if body is None else iter(body)
+    connection.guard.send()
     try:
         connection.request(method, target, body=blocks, headers=dict(headers))
     except (BrokenPipeError, ConnectionResetError, TimeoutError):
@@ -210,16 +252,16 @@ def _exchange(
             raise
         return connection.sock, refusal
     plain = connection.sock  # after "Connection: close" http.client forgets it
-    return plain, connection.getresponse()
+    return plain, connection.receive(patience)
 
 
-def _early_refusal(connection: http.client.HTTPConnection) -> http.client.HTTPResponse | None:
+def _early_refusal(connection: _Connection) -> http.client.HTTPResponse | None:
     """The answer to a request that could not be sent whole, where there is one."""
     waiting: Any = connection.sock
     if waiting is None or not wait_for_read(waiting, timeout=0):
         return None
     try:
-        answer = connection.getresponse()
+        answer = connection.receive(QUICK)
     except (OSError, http.client.HTTPException):
         return None
     # "Request timeout" is what some servers say before they close an idle connection; and what

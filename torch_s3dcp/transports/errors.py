@@ -9,12 +9,14 @@ from typing import Any
 
 import urllib3.exceptions
 from botocore import exceptions as boto
+from botocore.parsers import ResponseParserError
 
 from ..exceptions import (
     AccessDeniedError,
     BucketNotFoundError,
     ConfigurationError,
     CredentialsError,
+    DeadlineError,
     EndpointError,
     IntegrityError,
     ObjectNotFoundError,
@@ -25,6 +27,7 @@ from ..exceptions import (
     TruncatedObjectError,
     WrongRegionError,
 )
+from .redirects import redirected_to, region_of
 
 _BY_CODE: tuple[tuple[type[StorageError], str, frozenset[str]], ...] = (
     (
@@ -39,8 +42,7 @@ _BY_CODE: tuple[tuple[type[StorageError], str, frozenset[str]], ...] = (
     ),
     (
         AccessDeniedError,
-        "access denied; the keys are wrong or lack a permission for this (S3 also says so of "
-        "missing objects to those who may not list the bucket)",
+        "access denied; the keys are wrong or lack a permission for this",
         frozenset(
             {
                 "AccessDenied",
@@ -109,6 +111,19 @@ _BY_CODE: tuple[tuple[type[StorageError], str, frozenset[str]], ...] = (
     ),
 )
 
+# What S3 wants to see allowed, where the operation's own name does not say it.
+_PERMISSIONS = {
+    "HeadObject": "s3:GetObject",
+    "CreateMultipartUpload": "s3:PutObject",
+    "UploadPart": "s3:PutObject",
+    "CompleteMultipartUpload": "s3:PutObject",
+    "Upload": "s3:PutObject",
+    "UploadPartCopy": "s3:GetObject of what is copied, s3:PutObject",
+    "CopyObject": "s3:GetObject of what is copied, s3:PutObject",
+    "DeleteObjects": "s3:DeleteObject",
+    "ListObjectsV2": "s3:ListBucket",
+}
+
 _BAD_HEAD = (
     "; S3 says so of an object that was stored with an sse_customer_key when asked without it, of "
     "one stored without when asked with it, and to temporary credentials that have expired"
@@ -170,7 +185,13 @@ def translated(
     except _CONFIGURATION_ERRORS as error:
         raise ConfigurationError(f"the request cannot be made: {_clean(error)}", **where) from error
     except (boto.HTTPClientError, boto.ConnectionError, boto.BotoCoreError) as error:
-        raise EndpointError(f"the server cannot be reached: {_clean(error)}", **where) from error
+        text = f"the server cannot be reached: {_clean(error)}"
+        raise EndpointError(text, **_tried(error, where)) from error
+    except ResponseParserError as error:
+        text = "the server's answer cannot be read: it is cut off, or not S3's"
+        raise EndpointError(text, **_tried(error, where)) from error
+    except DeadlineError as error:
+        raise error.locate(**where) from error.__cause__
     except (urllib3.exceptions.HTTPError, OSError) as error:
         if isinstance(error, S3DCPError):
             raise
@@ -179,14 +200,31 @@ def translated(
         ) from error
 
 
+def _tried(error: Exception, where: dict[str, Any]) -> dict[str, Any]:
+    """Where it happened, and how often it was tried."""
+    attempts = getattr(error, "attempts", 1)
+    return {**where, "attempts": attempts} if attempts > 1 else where
+
+
 def code_of(error: boto.ClientError) -> str:
     """The server's word for what it refused."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
+_LOGIN = re.compile(r"//[^/@\s]*@")
+_GRANTS = re.compile(
+    r"((?:signature|credential|awsaccesskeyid|security-token|customer-key(?:-md5)?)"
+    r"['\"]?\s*[=:]\s*['\"]?)[^\s&,;'\"<]+",
+    re.IGNORECASE,
+)
+
+
 def _clean(error: object) -> str:
-    """The text of an error without the login that an address in it may hold."""
-    return re.sub(r"//[^/@\s]*@", "//***@", str(error))
+    """The text of an error without a login in an address, and without what a request was signed by.
+
+    Servers exist that repeat the request in their answer.
+    """
+    return _GRANTS.sub(r"\1***", _LOGIN.sub("//***@", str(error)))
 
 
 def _from_answer(error: boto.ClientError, where: dict[str, Any]) -> StorageError:
@@ -213,19 +251,37 @@ def refusal(
         "request_id": about.get("RequestId") or None,
         "attempts": attempts + 1 if attempts else None,
     }
-    said = f"{code}: {details.get('Message', '')}".strip(": ")
+    said = _clean(f"{code}: {details.get('Message', '')}".strip(": "))
+    elsewhere = redirected_to({"ResponseMetadata": about, "Error": details})
+    if elsewhere:
+        return StorageError(
+            f"the server redirects to {elsewhere} (HTTP {status}); that is not followed, since the "
+            "credentials are for the endpoint alone: check endpoint_url",
+            **context,
+        )
     for name in (code, status):
         for cls, meaning, codes in _BY_CODE:
             if name in codes:
                 text = meaning + _region_hint(cls, about, details)
+                if cls is AccessDeniedError:
+                    text += _permission_hint(where.get("operation"))
                 return cls(text if name == said else f"{text} [{said}]", **context)
     text = f"the server refused: {said}" + (f" (HTTP {status})" if status else "")
     # The answer to a HEAD has no text that would say why.
     return StorageError(text + (_BAD_HEAD if code == "400" else ""), **context)
 
 
+def _permission_hint(operation: str | None) -> str:
+    if operation is None:
+        return ""
+    needed = _PERMISSIONS.get(operation, f"s3:{operation}")
+    if operation in ("HeadObject", "GetObject"):
+        return f", {needed} (S3 also says so of missing objects to those without s3:ListBucket)"
+    return f", {needed}"
+
+
 def _region_hint(cls: type[StorageError], about: Any, details: Any) -> str:
     if cls is not WrongRegionError:
         return ""
-    region = about.get("HTTPHeaders", {}).get("x-amz-bucket-region") or details.get("Region")
+    region = region_of({"ResponseMetadata": about, "Error": details})
     return f"; pass region={region!r}" if region else "; pass the bucket's region"

@@ -1,12 +1,13 @@
 """Requests over connections of our own, through botocore's public API.
 
 botocore's own body copies: urllib3 reads into a block, then the block is copied to where it
-was wanted. ``http.client`` can receive into any buffer. So
+was wanted. ``http.client`` can receive into any buffer. And its connections wait for as long as
+their timeout says, however little they bring. So
 
-* a handler of botocore's event ``before-send.s3.GetObject`` makes the HTTP exchange of GETs
-  itself and hands botocore the answer; signing, endpoints, credentials and retries stay
-  botocore's. PUTs whose body is several blocks of memory go the same way: botocore's own sender
-  would read them in pieces of 16 KiB.
+* a handler of botocore's event ``before-send.s3`` makes the HTTP exchange itself and hands
+  botocore the answer; signing, endpoints, credentials and redirects stay botocore's. Bodies to
+  send are bytes, or several blocks of memory, which botocore's own sender would read in pieces of
+  16 KiB; what comes from a file is left to it.
 * further ranges of one object go to a URL that botocore signed once. That spares the greater
   part of a request's CPU time. Whatever is not the plain answer that was hoped for is asked
   again in the first way, and what comes of it counts.
@@ -19,7 +20,6 @@ from __future__ import annotations
 import http.client
 import logging
 import math
-import random
 import re
 import ssl
 import threading
@@ -37,8 +37,12 @@ from botocore.exceptions import (
     SSLError,
 )
 
+from ..exceptions import EndpointError
 from .blocks import Blocks
 from .connections import Answer, ConnectFailed, Connections
+from .failures import kind_of, kind_of_status
+from .patience import QUICK, WORKING
+from .retries import Kind
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
@@ -56,19 +60,38 @@ _PASSING = frozenset({404, 408, 412, 416, 429, 500, 502, 503, 504})
 # After so many in a row of these the way is left alone for a while, in seconds.
 _MOST_FAILURES = 3
 _LEFT_ALONE = 60
-# A server that asks to slow down is given up to so many seconds before it is asked again.
-_PAUSE = 0.5
+# Seconds to wait at first for an answer to what may be asked again without harm. All others, such
+# as the completion of an upload, may take the server as long as ``read_timeout``.
+_PATIENCE = {
+    "GetObject": QUICK,
+    "HeadObject": QUICK,
+    "ListObjectsV2": QUICK,
+    "UploadPart": WORKING,
+    "PutObject": WORKING,
+    "DeleteObject": WORKING,
+    "DeleteObjects": WORKING,
+    "AbortMultipartUpload": WORKING,
+}
+_CONDITIONS = frozenset({"if-match", "if-none-match"})
 _ERROR_BODY = 64 * 1024
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/\d+\Z")
 
 
 class AskAgain(Exception):
-    """A signed URL brought no answer this time. Not the caller's business: ask another way."""
+    """A signed URL brought no answer this time; ask another way.
+
+    ``kind`` says what failed, with ``error``; None: only this way.
+    """
+
+    def __init__(self, kind: Kind | None, error: Exception) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.error = error
 
 
 @dataclass
 class BotocoreExchange:
-    """Makes the HTTP exchange of a client's GETs, and of its PUTs of :class:`Blocks`."""
+    """Makes the HTTP exchange of a client's requests."""
 
     connections: Connections
 
@@ -76,31 +99,39 @@ class BotocoreExchange:
         """Take over requests of a client."""
         # The stubs say that handlers return nothing; for these events the answer counts.
         handler: Any = self.exchange
-        for operation in ("GetObject", "PutObject", "UploadPart"):
-            client.meta.events.register(f"before-send.s3.{operation}", handler)
+        client.meta.events.register("before-send.s3", handler)
         for operation in ("PutObject", "UploadPart"):
             client.meta.events.register(f"before-sign.s3.{operation}", _unsigned_blocks)
 
-    def exchange(self, request: AWSPreparedRequest, **_: Any) -> AWSResponse | None:
+    def exchange(
+        self, request: AWSPreparedRequest, event_name: str = "", **_: Any
+    ) -> AWSResponse | None:
         """Handler of the event; None lets botocore send the request itself.
 
         Raises:
-            HTTPClientError: As botocore's own sender would, so that its retries apply.
+            HTTPClientError: As botocore's own sender would.
         """
         body: Any = request.body or None
-        if body is not None and not isinstance(body, Blocks):
+        if isinstance(body, (bytes, bytearray)):
+            body = [memoryview(body)]
+        elif body is not None and not isinstance(body, Blocks):
             return None
+        operation = event_name.rpartition(".")[2]
         headers = {name: _text(value) for name, value in request.headers.items()}
         # A body that is refused is cut short: nobody needs to wait for leave to send it.
         headers.pop("Expect", None)
+        conditional = body is not None and any(name.lower() in _CONDITIONS for name in headers)
+        patience = None if conditional else _PATIENCE.get(operation)
         try:
-            answer = self.connections.send(request.method, request.url, headers, body)
+            answer = self.connections.send(
+                request.method, request.url, headers, body, patience=patience
+            )
             if answer is None:
                 return None
             fields: Any = dict(answer.headers.items())
             response = AWSResponse(request.url, answer.status, fields, answer.body)
-            if body is not None or answer.status >= http.client.MULTIPLE_CHOICES:
-                # Read here, as botocore does, so that it tries again where this breaks.
+            if operation != "GetObject" or answer.status >= http.client.MULTIPLE_CHOICES:
+                # Read here, as botocore does: where this breaks, the request failed.
                 len(response.content)
         except (OSError, http.client.HTTPException) as error:
             raise _for_botocore(error, request.url.partition("?")[0]) from error
@@ -139,6 +170,10 @@ class SignedRanges:
         self.client.meta.events.register_first("choose-signer.s3.GetObject", newer)
         self.client.meta.events.register("provide-client-params.s3.GetObject", regional)
 
+    def signed_by(self, client: Boto3S3Client) -> SignedRanges:
+        """The same with addresses that another client signs."""
+        return SignedRanges(client, self.connections, self.agent)
+
     def get(self, bucket: str, key: str, start: int, end: int, etag: str) -> Answer | None:
         """Bytes ``[start, end)`` of a version of an object.
 
@@ -160,10 +195,12 @@ class SignedRanges:
         try:
             answer = self.connections.send("GET", self._url(bucket, key), headers)
         except (OSError, http.client.HTTPException) as error:
-            # Not the address: who has it can read the object.
-            _log.debug("a signed URL for s3://%s/%s brought %r", bucket, key, error)
+            # Not the address, nor a text that may cite it: who has it can read the object.
+            name = type(error).__name__
+            _log.debug("a signed URL for s3://%s/%s brought %s", bucket, key, name)
             self._failed(bucket)
-            raise AskAgain from error
+            failed = _for_botocore(error, "")
+            raise AskAgain(kind_of(failed), failed) from error
         if answer is None:
             return None
         if _is_exactly(answer, start, end, etag):
@@ -175,9 +212,8 @@ class SignedRanges:
             self._alone_until[bucket] = math.inf
             return None
         self._failed(bucket)
-        if answer.status in (429, 503):
-            time.sleep(random.uniform(0, _PAUSE))
-        raise AskAgain
+        refused = EndpointError(f"the server answered HTTP {answer.status}")
+        raise AskAgain(kind_of_status(answer.status), refused)
 
     def _failed(self, bucket: str) -> None:
         with self._lock:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from botocore.exceptions import ClientError
 
 from ..exceptions import IntegrityError, S3DCPError, StorageError
 from .contract import BlockSource, CopiedRange, Uploaded
+from .effort import Halt, halted_by
 from .errors import code_of, translated
 from .sending import Body, Sender, Target, is_as_sent
 
@@ -47,7 +47,8 @@ class Multipart:
         self._target = target
         # Whether the server knows checksums of whole objects.
         self._whole = target.checksum is not None
-        self._failed = threading.Event()
+        # The other parts of a failed upload neither pause nor wait for the server any longer.
+        self._failed = Halt()
         self._failures: list[BaseException] = []
 
     def run(self, pieces: Iterable[Body | CopiedRange]) -> Uploaded:
@@ -90,13 +91,16 @@ class Multipart:
         if self._failed.is_set():
             raise InterruptedError("another part of the upload failed")
         try:
-            if isinstance(piece, CopiedRange):
-                return self._copy(upload, number, piece)
-            return self._send(upload, number, piece)
+            with halted_by(self._failed):
+                if isinstance(piece, CopiedRange):
+                    return self._copy(upload, number, piece)
+                return self._send(upload, number, piece)
         except BaseException as error:
-            self._failures.append(error)
-            self._failed.set()
-            self._source.give_up(error)  # it may be waiting for this part
+            # What ends because another part failed tells nothing new.
+            if not self._failed.is_set():
+                self._failures.append(error)
+                self._source.give_up(error)  # it may be waiting for this part
+                self._failed.set()
             raise
 
     def _create(self) -> str:
@@ -111,26 +115,26 @@ class Multipart:
             except ClientError as error:
                 if code_of(error) not in _UNKNOWN:
                     raise
-                _log.debug("%s: no checksum of whole objects: %s", self._target.bucket, error)
+                code = code_of(error)
+                _log.debug("%s: no checksum of whole objects: %s", self._target.bucket, code)
                 self._whole = False
         if not self._whole:
             answer = self._client.create_multipart_upload(**asked)
         self._target.count(answer)
-        return answer["UploadId"]
+        return str(answer["UploadId"])
 
     def _send(self, upload: str, number: int, body: Body) -> _Part:
         target = self._target
         value = body.checksum(target.checksum)
         with translated("UploadPart", target.bucket, target.key):
-            answer = self._sender.insist(
-                target,
-                "upload_part",
+            answer: Any = self._client.upload_part(
                 UploadId=upload,
                 PartNumber=number,
                 Body=body.blocks,
                 **target.place,
                 **target.with_data(value),
             )
+            target.count(answer)
         part = _Part(number, len(body), _etag(answer, target), value)
         body.release()
         return part

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import count
 from typing import TYPE_CHECKING, Any
-
-from botocore.exceptions import ClientError
 
 from ..checksums import CRC64, Checksum
 from ..exceptions import StorageError
 from .blocks import Blocks
 from .contract import BlockSource, Uploaded
-from .errors import code_of, translated
+from .errors import translated
 
 if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client as Boto3S3Client
-
-_log = logging.getLogger(__name__)
-
-# Tries of a request whose body arrived damaged: a fault of the way, not of the request.
-_ATTEMPTS = 4
-_DAMAGED = frozenset({"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch"})
+    pass
 
 
 @dataclass(frozen=True)
@@ -63,12 +53,11 @@ class Target:
 
     bucket: str
     key: str
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] = field(repr=False)  # a customer's key may be among them
     storing: Mapping[str, Any]
     checksum: Checksum | None
-    copying: Mapping[str, Any] = field(default_factory=dict)
+    copying: Mapping[str, Any] = field(default_factory=dict, repr=False)
     _answers: list[int] = field(default_factory=list)
-    _again: list[int] = field(default_factory=list)
 
     @property
     def place(self) -> dict[str, Any]:
@@ -91,13 +80,9 @@ class Target:
         """Count a request that was answered. Called by several threads."""
         self._answers.append(answer.get("ResponseMetadata", {}).get("RetryAttempts", 0))
 
-    def again(self) -> None:
-        """Count a request that is made again, besides those that botocore makes again."""
-        self._again.append(1)
-
     def uploaded(self, size: int) -> Uploaded:
         """What the upload came to."""
-        return Uploaded(size, len(self._answers), sum(self._answers) + len(self._again))
+        return Uploaded(size, len(self._answers), sum(self._answers))
 
 
 class Room:
@@ -125,12 +110,12 @@ class Sender:
     """Sends bodies through a boto3 client, many at once over all uploads.
 
     Args:
-        client: Signs and sends.
+        client: Signs and sends, again where that fails.
         concurrency: Parts in flight at most.
         memory_budget: Their bytes at most.
     """
 
-    client: Boto3S3Client
+    client: Any
     concurrency: int
     memory_budget: int
     _room: Room = field(init=False)
@@ -150,26 +135,6 @@ class Sender:
             raise
         future.add_done_callback(lambda _: self._room.leave(size))
         return future
-
-    def insist(self, target: Target, method: str, **parameters: Any) -> Any:
-        """Make a request, again if its body arrived damaged."""
-        for attempt in count(1):
-            parameters["Body"].seek(0)
-            try:
-                answer = getattr(self.client, method)(**parameters)
-            except ClientError as error:
-                if code_of(error) not in _DAMAGED or attempt == _ATTEMPTS:
-                    raise
-                target.again()
-                _log.warning(
-                    "s3://%s/%s: bytes were damaged on the way; sending them again",
-                    target.bucket,
-                    target.key,
-                )
-            else:
-                target.count(answer)
-                return answer
-        raise AssertionError
 
     def confirmed(
         self, target: Target, answer: Any, size: int, said: Mapping[str, str]

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from urllib3.util import wait_for_read
 
+from .patience import Guard
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
@@ -41,6 +43,22 @@ def decrypting_turns() -> Iterator[threading.Lock]:
     return itertools.cycle([threading.Lock() for _ in range(few)])
 
 
+def push(plain: socket.socket, data: Buffer, guard: Guard | None) -> None:
+    """Send all. Not ``sendall``: its timeout holds for the whole, however slow the network is."""
+    rest = memoryview(data).cast("B")
+    while rest:
+        try:
+            count = plain.send(rest)
+        except TimeoutError:
+            if guard is None:
+                raise
+            guard.stalled()  # raises, or has it waited for longer
+        else:
+            rest = rest[count:]
+            if guard is not None:
+                guard.sent(count)
+
+
 class TLSSocket:
     """The part of a TLS socket that ``http.client`` uses. For one thread at a time.
 
@@ -59,6 +77,8 @@ class TLSSocket:
         self, plain: socket.socket, context: ssl.SSLContext, host: str, turn: threading.Lock
     ) -> None:
         self._plain = plain
+        #: Watches over what is sent.
+        self.guard: Guard | None = None
         self._turn = turn
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         # The stubs don't know that reading into a buffer gives a count.
@@ -156,7 +176,7 @@ class TLSSocket:
 
     def _flush(self) -> None:
         if self._outgoing.pending:
-            self._plain.sendall(self._outgoing.read())
+            push(self._plain, self._outgoing.read(), self.guard)
 
 
 class _Received(io.RawIOBase):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
+from typing import Any
 
 from .blocks import Blocks
 from .contract import BlockSource, CopiedRange, Uploaded
@@ -45,14 +46,13 @@ class Uploader(Sender):
         try:
             value = body.checksum(target.checksum)
             with translated("PutObject", target.bucket, target.key):
-                answer = self.insist(
-                    target,
-                    "put_object",
+                answer: Any = self.client.put_object(
                     Body=body.blocks,
                     **target.place,
                     **target.storing,
                     **target.with_data(value),
                 )
+                target.count(answer)
             body.release()
         finally:
             self._room.leave(len(body))

@@ -1,0 +1,125 @@
+"""Items that are not tensors: looked at before a planner decodes them.
+
+A planner decodes an item with ``torch.load(weights_only=False)``, which does what the bytes
+say. It is therefore never given bytes from the bucket, but new ones:
+
+* A pickle that names nothing holds numbers, text and containers. It is put into a new archive.
+* Any other is carried out by ``interpreter``, and what came of it is saved anew.
+
+So nothing depends on whether two programs read the same bytes in the same way.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .allowed import SafeGlobal, allowed_names
+from .exceptions import InvalidCheckpointError
+from .interpreter import Interpreter, RefusedError
+from .pickles import check_sizes
+from .records import PICKLE, archive_of, is_archive, read_records
+
+_TRUST = "or pass trust_checkpoint=True to the storage reader, which lets the bucket run code"
+
+
+def vetted(data: bytes, safe_globals: Sequence[SafeGlobal] = ()) -> bytes:
+    """Bytes that a planner may decode in any way, with the same value. Runs no code of ``data``.
+
+    Args:
+        data: An archive of ``torch.save``.
+        safe_globals: What it may name beyond ``allowed``.
+
+    Raises:
+        InvalidCheckpointError: It is damaged, or names what is not allowed.
+    """
+    if not is_archive(memoryview(data)):
+        raise InvalidCheckpointError(
+            "the stored item cannot be decoded: its bytes are not an archive of torch.save; if "
+            f"the planner that saved it has a format of its own: trust the checkpoint, {_TRUST}"
+        )
+    try:
+        return _vetted(data, safe_globals)
+    except RefusedError as error:
+        raise InvalidCheckpointError(_advice(error)) from error
+    except RecursionError as error:
+        raise InvalidCheckpointError("the stored item is nested too deeply") from error
+    except Exception as error:
+        # Damaged bytes may raise nearly anything.
+        raise InvalidCheckpointError(
+            f"the stored item cannot be decoded: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _vetted(data: bytes, safe_globals: Sequence[SafeGlobal]) -> bytes:
+    records = read_records(memoryview(data))
+    if "constants.pkl" in records:
+        raise RefusedError("it is a TorchScript archive, which holds code")
+    pickled = bytes(records[PICKLE])
+    check_sizes(pickled)
+    if _is_plain(pickled):
+        return archive_of(pickled)
+    value = Interpreter(allowed_names(safe_globals), _Storages(records)).load(pickled)
+    output = io.BytesIO()
+    torch.save(value, output)
+    return output.getvalue()
+
+
+def _is_plain(pickled: bytes) -> bool:
+    """Whether a pickle names nothing: then there is nothing that could be called."""
+    try:
+        _Plain(io.BytesIO(pickled)).load()
+    except _NotPlainError:
+        return False
+    return True
+
+
+class _NotPlainError(Exception):
+    """The pickle names something."""
+
+
+class _Plain(pickle.Unpickler):
+    """Stops at the first name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise _NotPlainError
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise _NotPlainError
+
+
+class _Storages:
+    """The memory of tensors inside an item, by the ids that its pickle has for it."""
+
+    def __init__(self, records: Mapping[str, memoryview]) -> None:
+        self._records = records
+        self._known: dict[str, torch.Tensor] = {}
+
+    def __call__(self, pid: Any) -> torch.Tensor:
+        if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
+            raise RefusedError("a persistent id that is no storage")
+        _, dtype, key, _, count = pid
+        if not isinstance(dtype, torch.dtype) or type(key) is not str or type(count) is not int:
+            raise RefusedError("a persistent id that is no storage")
+        if key not in self._known:
+            memory = bytearray(self._records[f"data/{key}"])
+            empty = torch.empty(0, dtype=torch.uint8, device="cpu")
+            self._known[key] = torch.frombuffer(memory, dtype=torch.uint8) if memory else empty
+        flat = self._known[key]
+        if len(flat) != count * dtype.itemsize:
+            raise ValueError(f"storage {key} has another size than the item says")
+        return flat.view(dtype)
+
+
+def _advice(error: RefusedError) -> str:
+    said = f"the stored item was not decoded: {error}, and that could run code"
+    if error.name is None:
+        return f"{said}; if you trust the checkpoint, {_TRUST.removeprefix('or ')}"
+    return (
+        f"{said}; if you trust it, allow it with S3StorageReader(..., safe_globals=[...]) or "
+        f"torch.serialization.add_safe_globals([...]), with {error.name} in the list, {_TRUST}"
+    )

@@ -1,0 +1,262 @@
+"""A pickle, carried out step by step, in which nothing is called but what was allowed. Pure.
+
+Unlike ``pickle`` it looks nothing up by itself and sets no attribute of a class or function;
+unlike ``torch.load(weights_only=True)`` each call goes through a function that looks at the
+arguments first, and what is allowed holds for one load, not for the process.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_MARK = object()
+_DICTS = (dict, OrderedDict, defaultdict)
+
+
+class RefusedError(ValueError):
+    """The pickle wants something that is not allowed.
+
+    ``name`` is what it names, where that is what was refused.
+    """
+
+    def __init__(self, message: str, name: str | None = None) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+@dataclass(frozen=True, eq=False)
+class Allowed:
+    """Something that a pickle may name.
+
+    Args:
+        value: What the name stands for.
+        call: Called instead of it, with a pickle's arguments; None: it may not be called.
+        build: Gives an instance of it its state; None: instances get none.
+        trusted: Whether it may do as it likes, such as a class that the user allowed.
+    """
+
+    value: Any
+    call: Callable[..., Any] | None = None
+    build: Callable[[Any, Any], None] | None = None
+    trusted: bool = False
+
+
+def set_attributes(target: Any, state: Any) -> None:
+    """What a pickle does with the state of an object that has no ``__setstate__``."""
+    slots: Any = None
+    if isinstance(state, tuple) and len(state) == 2:
+        state, slots = state
+    for attributes in (state, slots):
+        for name, value in (attributes or {}).items():
+            # Such names decide what Python does with the object.
+            if type(name) is not str or (name.startswith("__") and name.endswith("__")):
+                raise RefusedError(f"attribute {name!r} may not be set")
+            if attributes is slots:
+                setattr(target, name, value)
+            else:
+                target.__dict__[name] = value
+
+
+class Interpreter:
+    """One run through one pickle.
+
+    Args:
+        find: What a name stands for. It raises :class:`RefusedError` for what is not allowed.
+        persistent: Gives what a persistent id stands for.
+    """
+
+    def __init__(
+        self, find: Callable[[str], Allowed], persistent: Callable[[Any], Any] | None = None
+    ) -> None:
+        self._find = find
+        self._persistent = persistent
+        self._allowed: dict[int, Allowed] = {}
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+
+    def load(self, data: bytes) -> Any:
+        """The value. Any exception may come of a damaged pickle.
+
+        Raises:
+            RefusedError: It wants something that is not allowed.
+        """
+        for opcode, argument, _ in pickletools.genops(data):
+            step = _STEPS.get(opcode.name)
+            if step is not None:
+                step(self, argument)
+            elif opcode.name in _VALUES:
+                self._stack.append(argument)
+            elif opcode.name == "STOP":
+                return self._pop()
+            elif opcode.name not in ("PROTO", "FRAME"):
+                raise RefusedError(f"opcode {opcode.name} is not allowed")
+        raise ValueError("the pickle has no end")
+
+    def _pop(self) -> Any:
+        value = self._stack.pop()
+        if value is _MARK:
+            raise ValueError("a mark where a value should be")
+        return value
+
+    def _to_mark(self) -> list[Any]:
+        position = len(self._stack) - 1
+        while self._stack[position] is not _MARK:
+            position -= 1
+            if position < 0:
+                raise ValueError("there is no mark")
+        items = self._stack[position + 1 :]
+        del self._stack[position:]
+        return items
+
+    # What names stand for --------------------------------------------------------------
+
+    def _name(self, name: str) -> None:
+        allowed = self._find(name)
+        self._allowed[id(allowed.value)] = allowed
+        self._stack.append(allowed.value)
+
+    def _global(self, argument: str) -> None:
+        self._name(".".join(argument.split(" ", 1)))
+
+    def _stack_global(self, _: Any) -> None:
+        name, module = self._pop(), self._pop()
+        if type(name) is not str or type(module) is not str:
+            raise ValueError("a name that is no text")
+        self._name(f"{module}.{name}")
+
+    def _callable(self, value: Any) -> Callable[..., Any]:
+        allowed = self._allowed.get(id(value))
+        if allowed is None or allowed.value is not value or allowed.call is None:
+            raise RefusedError(f"{_shown(value)} may not be called")
+        return allowed.call
+
+    def _reduce(self, _: Any) -> None:
+        arguments, function = self._pop(), self._pop()
+        if type(arguments) is not tuple:
+            raise ValueError("arguments that are no tuple")
+        self._stack.append(self._callable(function)(*arguments))
+
+    def _new(self, _: Any) -> None:
+        self._make(self._pop(), {})
+
+    def _new_ex(self, _: Any) -> None:
+        keywords = self._pop()
+        if type(keywords) is not dict:
+            raise ValueError("keywords that are no dict")
+        self._make(self._pop(), keywords)
+
+    def _make(self, arguments: Any, keywords: Mapping[str, Any]) -> None:
+        kind = self._pop()
+        make = self._callable(kind)
+        if self._allowed[id(kind)].trusted and isinstance(kind, type):
+            self._stack.append(kind.__new__(kind, *arguments, **keywords))
+        else:
+            self._stack.append(make(*arguments, **keywords))
+
+    def _build(self, _: Any) -> None:
+        state = self._pop()
+        target = self._stack[-1]
+        # Some classes give instances of their own subclasses, such as numpy.dtype.
+        known = (self._allowed.get(id(kind)) for kind in type(target).__mro__)
+        allowed = next((one for one in known if one is not None), None)
+        if allowed is None or allowed.build is None:
+            raise RefusedError(f"a {type(target).__name__} may not be given a state")
+        allowed.build(target, state)
+
+    def _persist(self, _: Any) -> None:
+        if self._persistent is None:
+            raise RefusedError("a persistent id")
+        self._stack.append(self._persistent(self._pop()))
+
+    # Containers ------------------------------------------------------------------------
+
+    def _is_trusted(self, target: Any) -> bool:
+        allowed = self._allowed.get(id(type(target)))
+        return allowed is not None and allowed.trusted
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) not in (list, deque) and not self._is_trusted(target):
+            raise RefusedError(f"nothing may be appended to a {type(target).__name__}")
+        target.extend(items)
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) not in _DICTS and not self._is_trusted(target):
+            raise RefusedError(f"no item may be set of a {type(target).__name__}")
+        for position in range(0, len(items), 2):
+            target[items[position]] = items[position + 1]
+
+    def _add_items(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if type(target) is not set:
+            raise RefusedError(f"nothing may be added to a {type(target).__name__}")
+        target.update(items)
+
+    def _tuple(self, count: int) -> None:
+        items = tuple(self._pop() for _ in range(count))
+        self._stack.append(items[::-1])
+
+    def _pair(self) -> list[Any]:
+        value, key = self._pop(), self._pop()
+        return [key, value]
+
+    def _dict(self, items: list[Any]) -> None:
+        self._stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+
+    def _remember(self, number: int | None) -> None:
+        self._memo[len(self._memo) if number is None else number] = self._stack[-1]
+
+
+def _shown(value: Any) -> str:
+    name = getattr(value, "__qualname__", None) if callable(value) else None
+    return str(name) if isinstance(name, str) else f"a {type(value).__name__}"
+
+
+_VALUES = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+_Step = Callable[[Interpreter, Any], Any]
+_STEPS: dict[str, _Step] = {
+    "GLOBAL": Interpreter._global,
+    "STACK_GLOBAL": Interpreter._stack_global,
+    "REDUCE": Interpreter._reduce,
+    "NEWOBJ": Interpreter._new,
+    "NEWOBJ_EX": Interpreter._new_ex,
+    "BUILD": Interpreter._build,
+    "BINPERSID": Interpreter._persist,
+    "MARK": lambda run, _: run._stack.append(_MARK),
+    "NONE": lambda run, _: run._stack.append(None),
+    "NEWTRUE": lambda run, _: run._stack.append(True),
+    "NEWFALSE": lambda run, _: run._stack.append(False),
+    "EMPTY_LIST": lambda run, _: run._stack.append([]),
+    "EMPTY_DICT": lambda run, _: run._stack.append({}),
+    "EMPTY_SET": lambda run, _: run._stack.append(set()),
+    "EMPTY_TUPLE": lambda run, _: run._stack.append(()),
+    "TUPLE": lambda run, _: run._stack.append(tuple(run._to_mark())),
+    "TUPLE1": lambda run, _: run._tuple(1),
+    "TUPLE2": lambda run, _: run._tuple(2),
+    "TUPLE3": lambda run, _: run._tuple(3),
+    "LIST": lambda run, _: run._stack.append(run._to_mark()),
+    "DICT": lambda run, _: run._dict(run._to_mark()),
+    "FROZENSET": lambda run, _: run._stack.append(frozenset(run._to_mark())),
+    "APPEND": lambda run, _: run._extend([run._pop()]),
+    "APPENDS": lambda run, _: run._extend(run._to_mark()),
+    "SETITEM": lambda run, _: run._set_items(run._pair()),
+    "SETITEMS": lambda run, _: run._set_items(run._to_mark()),
+    "ADDITEMS": lambda run, _: run._add_items(run._to_mark()),
+    "POP": lambda run, _: run._stack.pop(),
+    "POP_MARK": lambda run, _: run._to_mark(),
+    "DUP": lambda run, _: run._stack.append(run._stack[-1]),
+    "BINGET": lambda run, number: run._stack.append(run._memo[number]),
+    "LONG_BINGET": lambda run, number: run._stack.append(run._memo[number]),
+    "BINPUT": Interpreter._remember,
+    "LONG_BINPUT": Interpreter._remember,
+    "MEMOIZE": Interpreter._remember,
+}

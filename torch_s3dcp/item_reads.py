@@ -1,0 +1,105 @@
+"""Stored items read whole through a file-like reader, and verified."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Generic, TypeVar
+
+from .filling import MOST_TRIES, damage
+from .integrity import first_damage, is_sound_archive, known_checksums
+from .plan import FilePlan, PlannedItem
+from .segments import RangeView
+
+T = TypeVar("T")
+
+
+class ItemReads(Generic[T]):
+    """Reads items of one object, one after the other. Used as a context manager.
+
+    Args:
+        open_reader: Makes a reader for what a plan wants of the object.
+        plan: All that is wanted.
+        reconnect: Called before an item that arrived damaged is read again.
+    """
+
+    def __init__(
+        self,
+        open_reader: Callable[[FilePlan[T]], io.BufferedIOBase],
+        plan: FilePlan[T],
+        reconnect: Callable[[], None],
+    ) -> None:
+        self._open_reader = open_reader
+        self._plan = plan
+        self._reconnect = reconnect
+        self._closing = ExitStack()
+        #: Times that an item arrived damaged.
+        self.damaged = 0
+        #: Items that were compared with checksums.
+        self.verified = 0
+
+    def __enter__(self) -> ItemReads[T]:
+        self._reader = self._closing.enter_context(self._open_reader(self._plan))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    def view(self, planned: PlannedItem[T]) -> RangeView:
+        """An item as a file, as it arrives; nothing is verified."""
+        span = planned.stored.byte_range
+        return RangeView(self._reader, span.start, span.end)
+
+    def read(self, planned: PlannedItem[T]) -> RangeView:
+        """An item as a file in memory; verified where it can be.
+
+        Raises:
+            IntegrityError: It is damaged each time that it is read.
+        """
+        data = memoryview(bytearray(len(planned.stored.byte_range)))
+        self.view(planned).readinto(data)
+        tries = 1
+        while (found := self._damage(planned, data)) is not None:
+            if tries >= MOST_TRIES:
+                base = planned.stored.byte_range.start
+                raise damage(base + found[0], base + found[1])
+            self._read_again(planned, data)
+            tries += 1
+        return RangeView(_Memory(data), 0, len(data))
+
+    def _damage(self, planned: PlannedItem[T], data: memoryview) -> tuple[int, int] | None:
+        """Where an item is damaged; None where it is not, or nobody can know."""
+        checksums = known_checksums(planned.stored, "full")
+        if checksums is not None:
+            found, known = first_damage(data, checksums), True
+        else:
+            sound = None if planned.stored.transforms else is_sound_archive(data)
+            found, known = (0, len(data)) if sound is False else None, sound is not None
+        self.damaged += found is not None
+        self.verified += known and found is None
+        return found
+
+    def _read_again(self, planned: PlannedItem[T], data: memoryview) -> None:
+        self._reconnect()
+        with self._open_reader(FilePlan(self._plan.path, (planned,))) as reader:
+            span = planned.stored.byte_range
+            RangeView(reader, span.start, span.end).readinto(data)
+
+
+class _Memory(io.BufferedIOBase):
+    """Memory as a file, without a copy."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._position = offset
+        return offset
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        part = self._data[self._position :][: len(buffer)]
+        buffer[: len(part)] = part
+        self._position += len(part)
+        return len(part)

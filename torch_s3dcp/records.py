@@ -1,0 +1,128 @@
+"""The records of an archive of ``torch.save``, all in memory, and archives made anew. Pure.
+
+Such an archive is a zip whose records are stored as they are. Only that is read here: what
+is compressed, overlaps or lies elsewhere is refused, so that records never take more memory
+than the archive itself.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+_LOCAL = struct.Struct("<4s5H3I2H")
+_ENTRY = struct.Struct("<4s6H3I5H2I")
+_END = struct.Struct("<4s4H2IH")
+_END64, _LOCATOR = struct.Struct("<4sQ2H2I4Q"), 20
+_LOCAL_MARK, _ENTRY_MARK = b"PK\x03\x04", b"PK\x01\x02"
+_END_MARK, _END64_MARK = b"PK\x05\x06", b"PK\x06\x06"
+PICKLE = "data.pkl"
+
+
+def is_archive(data: memoryview) -> bool:
+    """Whether it begins as a zip does."""
+    return data[:4] == _LOCAL_MARK
+
+
+def read_records(data: memoryview) -> dict[str, memoryview]:
+    """The records by name, without the folder that they are all in. Nothing is copied.
+
+    Raises:
+        ValueError: It is not an archive as ``torch.save`` makes them, or damaged.
+    """
+    count, size, start = _directory(data)
+    records: dict[str, memoryview] = {}
+    folder, position, stored = None, start, 0
+    for _ in range(count):
+        full, content, position = _record_at(data, position, start)
+        within, _, name = full.partition("/")
+        if folder is None:
+            folder = within
+        if not name or within != folder or name in records:
+            raise ValueError(f"record {full!r} is there twice, or not where the others are")
+        records[name] = content
+        stored += len(content)
+    if stored > start or position != start + size:
+        raise ValueError("its records overlap")
+    return records
+
+
+def _directory(data: memoryview) -> tuple[int, int, int]:
+    """How many records there are; size and place of the directory that names them."""
+    end = len(data) - _END.size
+    if end < 0:
+        raise ValueError("it is too short for an archive")
+    mark, disk, other, count, total, size, start, comment = _END.unpack_from(data, end)
+    if mark != _END_MARK or comment or disk or other or count != total:
+        raise ValueError("it does not end as an archive of torch.save")
+    long = end - _END64.size - _LOCATOR
+    if long >= 0 and data[long : long + 4] == _END64_MARK:
+        # torch.save writes it always.
+        end = long
+        *_, count, total, size, start = _END64.unpack_from(data, long)
+    if start + size != end or count != total:
+        raise ValueError("its directory is damaged")
+    return count, size, start
+
+
+def _record_at(data: memoryview, position: int, limit: int) -> tuple[str, memoryview, int]:
+    """Name and content of what an entry of the directory describes; where the next one is."""
+    entry = _ENTRY.unpack_from(data, position)
+    mark, method, crc, packed, size = entry[0], entry[4], entry[7], entry[8], entry[9]
+    name_length, extra, comment, header = entry[10], entry[11], entry[12], entry[16]
+    begin = position + _ENTRY.size
+    name = bytes(data[begin : begin + name_length]).decode()
+    if mark != _ENTRY_MARK or method or packed != size:
+        raise ValueError(f"record {name!r} is compressed, or damaged")
+    local = _LOCAL.unpack_from(data, header)
+    content_start = header + _LOCAL.size + local[9] + local[10]
+    content = data[content_start : content_start + size]
+    if local[0] != _LOCAL_MARK or content_start + size > limit:
+        raise ValueError(f"record {name!r} lies outside of the archive")
+    # Zero: torch.save was told to take no checksums.
+    if crc and zlib.crc32(content) != crc:
+        raise ValueError(f"record {name!r} does not match its CRC-32")
+    return name, content, begin + name_length + extra + comment
+
+
+def _entries(name: str, content: bytes, position: int) -> tuple[bytes, bytes]:
+    """A record with what comes before it, and its entry in the directory."""
+    path, crc, size = f"archive/{name}".encode(), zlib.crc32(content), len(content)
+    local = _LOCAL.pack(_LOCAL_MARK, 0, 0, 0, 0, 0, crc, size, size, len(path), 0)
+    entry = _ENTRY.pack(
+        _ENTRY_MARK, 0, 0, 0, 0, 0, 0, crc, size, size, len(path), 0, 0, 0, 0, 0, position
+    )
+    return local + path + content, entry + path
+
+
+def _constant_records() -> tuple[bytes, bytes, int]:
+    blocks, entries, position = b"", b"", 0
+    constant = {
+        ".format_version": b"1",
+        ".storage_alignment": b"64",
+        "byteorder": b"little",
+        "version": b"3\n",
+        ".data/serialization_id": b"0" * 40,
+    }
+    for name, content in constant.items():
+        block, entry = _entries(name, content, position)
+        blocks, entries, position = blocks + block, entries + entry, position + len(block)
+    return blocks, entries, len(constant) + 1
+
+
+_BLOCKS, _DIRECTORY, _COUNT = _constant_records()
+
+
+def archive_of(pickled: bytes) -> bytes:
+    """A new archive around a pickle, as ``torch.load`` reads it.
+
+    Raises:
+        ValueError: The pickle is too large for it.
+    """
+    if len(pickled) >= 2**32 - 4096:
+        raise ValueError("it is larger than 4 GiB")
+    block, entry = _entries(PICKLE, pickled, len(_BLOCKS))
+    directory = _DIRECTORY + entry
+    start = len(_BLOCKS) + len(block)
+    end = _END.pack(_END_MARK, 0, 0, _COUNT, _COUNT, len(directory), start, 0)
+    return b"".join((_BLOCKS, block, directory, end))
