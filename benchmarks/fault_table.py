@@ -47,13 +47,12 @@ class Child:
                 env=self._environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
                 text=True,
             )
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps(spec) + "\n")
+        process.stdin.write(json.dumps({**spec, "limit": self._limit}) + "\n")
         process.stdin.flush()
         if not select.select([process.stdout], [], [], self._limit)[0]:
             self.stop()
