@@ -7,6 +7,7 @@ equal to, tensor by tensor.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import re
@@ -107,10 +108,13 @@ def main() -> None:
     for line in sys.stdin:
         spec = json.loads(line)
         begin = time.monotonic()
+        # Where it stands, shortly before it is killed for not answering.
+        faulthandler.dump_traceback_later(spec["limit"] - 2)
         try:
             result = perform(system, spec)
         except BaseException as error:  # noqa: BLE001 - CheckpointException is none of Exception's
             result = {"raises": cause(error)}
+        faulthandler.cancel_dump_traceback_later()
         result["seconds"] = time.monotonic() - begin
         print(json.dumps(result), file=answers, flush=True)
 

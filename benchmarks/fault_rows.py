@@ -75,10 +75,10 @@ ROWS = [
     _save("save-200", "Complete: 200 with an error", faults.Reply(200), _COMPLETE, count=1),
     _save(
         "commit-lost",
-        "answer of PUT `.metadata` lost",
+        "answer to the commit lost",
         faults.Reset("answer"),
-        "PutObject",
-        key="*/.metadata",
+        ("PutObject", "CompleteMultipartUpload", "CopyObject"),
+        key="*/.metadata*",
         count=1,
     ),
     _save("save-hole", "black hole once", faults.BlackHole(), count=1),

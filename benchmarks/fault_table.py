@@ -47,13 +47,12 @@ class Child:
                 env=self._environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
                 text=True,
             )
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps(spec) + "\n")
+        process.stdin.write(json.dumps({**spec, "limit": self._limit}) + "\n")
         process.stdin.flush()
         if not select.select([process.stdout], [], [], self._limit)[0]:
             self.stop()
@@ -88,7 +87,7 @@ class Bench:
         path = f"s3://{self.bucket}/{child.system}/{row.name}"
         direct = {"path": path, "endpoint": self.server.endpoint_url, "mib": self.mib}
         if row.action == "load" or row.old:
-            first = child.ask(action="save", version=1, **direct)
+            first = child.ask(action="save", version=1, threads=row.threads, **direct)
             if first.get("raises") or first.get("silent"):
                 raise SystemExit(f"{child.system} cannot save at all: {first}")
         with FaultProxy(self.server, seed=_SEED) as proxy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import time
 from collections import Counter
@@ -30,6 +31,11 @@ class Report:
     outcomes: Counter[str] = field(default_factory=Counter)
     #: What must not happen: each names the run and its seed.
     violations: list[str] = field(default_factory=list)
+    #: What may happen, but only so often: a campaign says how often.
+    failures: list[str] = field(default_factory=list)
+
+    #: Measured values by name: shown as least, median and most.
+    figures: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, outcome: str) -> None:
         """One run more, that ended so."""
@@ -39,6 +45,10 @@ class Report:
     def __str__(self) -> str:
         came = ", ".join(f"{count} {name}" for name, count in sorted(self.outcomes.items()))
         lines = [f"{self.bar} {self.name}, seed {self.seed}: {self.runs} runs: {came}"]
+        lines += [
+            f"  {name}: {min(v):.2f} / {statistics.median(v):.2f} / {max(v):.2f} ({len(v)} runs)"
+            for name, v in self.figures.items()
+        ]
         lines += [f"  VIOLATION {text}" for text in self.violations[:_SHOWN]]
         if len(self.violations) > _SHOWN:
             lines.append(f"  and {len(self.violations) - _SHOWN} more")

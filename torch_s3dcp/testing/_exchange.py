@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from . import faults
 from ._answers import Shape, cut_short, error_answer, shape_of
 from ._link import Link
+from ._signing import without_signature
 from ._wire import Head, Wire, WireError
 from .fault_rules import S3Request, Strike
 from .request_log import LoggedRequest
@@ -185,7 +186,7 @@ class Exchange:
         places = [min(max(0, place), total - (end - request.start)) for place in places]
         start = next((place for place in places if place != request.start), None)
         if start is None:
-            self._entry.problem = "the object has no other bytes"
+            self._entry.problem, self._entry.fault = "the object has no other bytes", None
             return self._head
         return self._signed(f"bytes={start}-{start + end - request.start - 1}")
 
@@ -195,8 +196,10 @@ class Exchange:
         headers = {name: text for name, text in self._head.lower().items() if name != "range"}
         if byte_range:
             headers["range"] = byte_range
-        signed = keys.sign("GET", self._request.target, headers)
-        return Head(self._head.line, list(signed.items()))
+        method, target, version = self._head.line.split(" ")
+        target = without_signature(target)
+        signed = keys.sign(method, target, headers)
+        return Head(f"{method} {target} {version}", list(signed.items()))
 
     # --- the way back -------------------------------------------------------------------
 

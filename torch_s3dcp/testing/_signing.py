@@ -5,11 +5,22 @@ from __future__ import annotations
 import datetime
 import hashlib
 import hmac
+import re
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _UNSIGNED = "UNSIGNED-PAYLOAD"
+_SIGNED_URL = re.compile(
+    r"X-Amz-(Algorithm|Credential|Date|Expires|SignedHeaders|Signature|Security)"
+)
+
+
+def without_signature(target: str) -> str:
+    """A target less what a presigned URL adds; the rest is as it was."""
+    path, _, query = target.partition("?")
+    pairs = [pair for pair in query.split("&") if pair and not _SIGNED_URL.match(pair)]
+    return f"{path}?{'&'.join(pairs)}" if pairs else path
 
 
 @dataclass(frozen=True)

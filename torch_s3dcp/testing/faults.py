@@ -126,6 +126,8 @@ class _RangeFault(WireFault):
 class WrongRange(_RangeFault):
     """Other bytes of the object, as many as were asked for. The proxy needs the server's keys.
 
+    Where all bytes were asked for there are no others: the log then has no ``fault``.
+
     Args:
         shift: How far from what was asked for; kept within the object.
         lie: Content-Range is what was asked for, instead of that of the bytes.
