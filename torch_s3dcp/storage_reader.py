@@ -322,6 +322,7 @@ class S3StorageReader(StorageReader):
             link=LinkEstimate(self._seconds_per_request),
             level=self.integrity,
             reconnect=self._reconnect,
+            size_of=lambda path: pinned[path].info().size,
         )
         return load.run(files)
 
@@ -360,7 +361,12 @@ class S3StorageReader(StorageReader):
         self, file_plan: FilePlan[ReadItem], planner: LoadPlanner
     ) -> ItemReads[ReadItem]:
         uri = self._uri.join(file_plan.path)
-        reads = ItemReads(lambda plan: self._open(uri, plan), file_plan, self._reconnect)
+        reads = ItemReads(
+            lambda plan: self._open(uri, plan),
+            file_plan,
+            self._reconnect,
+            lambda: self._client.head_object(uri.bucket, uri.key).size,
+        )
         with reads:
             for planned in file_plan.items:
                 span = planned.stored.byte_range
