@@ -1,4 +1,4 @@
-"""Writes the checkpoint of a case with PyTorch alone, from one rank or from several.
+"""Writes the checkpoint of a case with PyTorch alone, from one rank or from several; or with ours.
 
     python -m benchmarks.checkpoints CASE FOLDER
 
@@ -25,9 +25,16 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from .cases import State, make_cases
 
 
-def write_checkpoint(case: str, folder: Path, *, tiny: bool = False) -> None:
+def write_checkpoint(case: str, folder: Path, *, tiny: bool = False, writer: str = "torch") -> None:
     """Write the checkpoint of a case into a new folder."""
     found = make_cases(tiny)[case]
+    if writer == "ours":
+        if found.ranks > 1:
+            raise SystemExit(f"{case} is saved by several ranks: only by torch's writer")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            save_by_ours(found.saved(), folder, found.files)
+        return
     if found.ranks == 1:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -44,6 +51,23 @@ def save_by_one(state: State, folder: Path, files: int) -> None:
     """Save all from this process into so many files; 0: one for each item."""
     split: dict[str, Any] = {"thread_count": files} if files else {"single_file_per_rank": False}
     save(state, storage_writer=FileSystemWriter(folder, **split), no_dist=True)
+
+
+def save_by_ours(state: State, folder: Path, files: int) -> None:
+    """The same with this package's writer, which stores checksums."""
+    from torch_s3dcp import S3StorageWriter
+    from torch_s3dcp.transports import MemoryTransport
+
+    split: dict[str, Any] = {"thread_count": files} if files else {"single_file_per_rank": False}
+    transport = MemoryTransport("bucket")
+    writer = S3StorageWriter("s3://bucket/run", transport=transport, **split)
+    save(state, storage_writer=writer, no_dist=True)
+    folder.mkdir(parents=True)
+    keys = [info.key for page in transport.list("bucket", "run/") for info in page.object_info]
+    for key in keys:
+        with transport.get("bucket", key) as body:
+            (folder / key.removeprefix("run/")).write_bytes(body.readall())
+        transport.delete("bucket", [key])
 
 
 def save_by_ranks(state: State, folder: Path, ranks: int) -> None:

@@ -49,6 +49,7 @@ class Setting:
     rounds: int = 3
     cold: bool = False
     tiny: bool = False
+    writer: str = "torch"
 
     def title(self, needed: int) -> str:
         """What the figures of this table are of."""
@@ -57,6 +58,8 @@ class Setting:
             parts.append(f"{self.delay * 1000:g} ms more per request")
         if self.bandwidth:
             parts.append(f"{self.bandwidth / 1e6:g} MB/s for each connection")
+        if self.writer != "torch":
+            parts.append(f"saved by {self.writer}")
         if self.cold:
             parts.append("cold")
         return ", ".join(parts)
@@ -77,7 +80,9 @@ def main(about: str | None, arguments: Sequence[str] | None = None, /, **default
     for case in options.case:
         with tempfile.TemporaryDirectory(dir=memory_folder()) as name:
             folder = Path(name)
-            write_checkpoint(case, folder / BUCKET / PREFIX, tiny=options.tiny)
+            write_checkpoint(
+                case, folder / BUCKET / PREFIX, tiny=options.tiny, writer=options.writer
+            )
             for delay, bandwidth in itertools.product(options.delay, options.bandwidth):
                 setting = Setting(
                     case,
@@ -87,6 +92,7 @@ def main(about: str | None, arguments: Sequence[str] | None = None, /, **default
                     options.rounds,
                     options.cold,
                     options.tiny,
+                    options.writer,
                 )
                 tables.append(compare(setting, systems, folder))
     write_json(options.json, tables)
@@ -105,6 +111,7 @@ def parser_of(about: str | None, defaults: dict[str, Any]) -> argparse.ArgumentP
     add("--delay", type=float, default=[0.0], help="seconds before each answer", **many)
     add("--bandwidth", type=float, default=[0.0], help="bytes/s of each connection", **many)
     add("--rounds", type=int, default=3, help="runs of each system")
+    add("--writer", choices=("torch", "ours"), default="torch", help="who saves the checkpoint")
     add("--systems", nargs="+", metavar="NAME", help="such as ours:direct fsspec; ours: all of it")
     add("--cold", action="store_true", help="make clients and connections within the clock")
     add("--tiny", action="store_true", help="hardly any data: only to see that all works")

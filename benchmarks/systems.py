@@ -45,7 +45,11 @@ class System(Protocol):
 
 
 class Ours:
-    """This package with one of its readers, counted request by request."""
+    """This package with one of its readers, counted request by request.
+
+    Args:
+        reader: Its name, and after a plus how far it verifies: ``direct+off``.
+    """
 
     def __init__(self, reader: str, place: Place) -> None:
         from torch_s3dcp import S3StorageReader
@@ -55,7 +59,8 @@ class Ours:
         self._make_reader = S3StorageReader
         self._make_recording = RecordingTransport
         self._make_boto = BotoTransport
-        self._reader = reader
+        self._reader, _, integrity = reader.partition("+")
+        self._integrity = integrity or "full"
         self._path = place.path
 
     def open(self) -> None:
@@ -64,7 +69,10 @@ class Ours:
         self._boto.prepare()
         self._recording = self._make_recording(self._boto)
         self._storage = self._make_reader(
-            self._path, reader_constructor=self._reader, transport=self._recording
+            self._path,
+            reader_constructor=self._reader,
+            transport=self._recording,
+            integrity=self._integrity,
         )
 
     def warm(self) -> None:

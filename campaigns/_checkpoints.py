@@ -100,7 +100,11 @@ class Site:
 
 
 def silence() -> None:
-    """Hide what torch logs, with tracebacks, about each load of an incomplete checkpoint."""
+    """Hide what torch says about each load without a group, or of an incomplete checkpoint.
+
+    For a whole process: what ``Quiet`` hides comes through where threads use it at one time.
+    """
+    warnings.filterwarnings("ignore", message="torch.distributed is ")
     logging.getLogger().addFilter(lambda record: "metadata is not found" not in record.msg)
 
 
@@ -123,9 +127,11 @@ def copy_down(transport: Transport, bucket: str, path: str, folder: Path) -> Non
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for key in keys_of(transport, bucket, path):
+        file = folder / key.removeprefix(f"{path}/")
+        file.parent.mkdir(parents=True, exist_ok=True)
         try:
             with transport.get(bucket, key) as body:
-                (folder / key.removeprefix(f"{path}/")).write_bytes(body.readall())
+                file.write_bytes(body.readall())
         except ObjectNotFoundError:
             continue
 

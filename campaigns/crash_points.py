@@ -239,7 +239,7 @@ def run(seed: int, runs: int) -> Report:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return _main(run, 3 * len(SAVES), __doc__, argv)
+    return _main(run, 2 * len(SAVES), __doc__, argv)
 
 
 if __name__ == "__main__":

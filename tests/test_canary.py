@@ -77,6 +77,7 @@ from torch_s3dcp.exceptions import StorageError
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "xdist"])
 def test_it_fails_the_tests_that_leak_and_no_others(
     workers: tuple[str, ...], tmp_path: Path
@@ -92,7 +93,7 @@ def test_it_fails_the_tests_that_leak_and_no_others(
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
     )
     summary = dict(
         reversed(line.split()[:2]) for line in re.findall(r"^(?:PASS|FAIL)ED .*", done.stdout, re.M)

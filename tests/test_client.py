@@ -241,7 +241,7 @@ def test_a_stream_is_a_file(memory: MemoryTransport) -> None:
     with pytest.raises(ValueError, match="closed"):
         stream.read(1)
     with pytest.raises(TruncatedObjectError):
-        ResumingStream(open_range, 5, 5000, attempts=3)
+        ResumingStream(open_range, 5, 5000, Limits(3))
 
 
 # ---- writers

@@ -30,6 +30,7 @@ from .ranges import ItemRange
 METADATA_NAME = ".metadata"
 # Between the pickle and its CRC64NVME, 8 bytes, most significant first.
 _SEAL = b"\ns3dcp-crc64\n"
+SEAL_SIZE = len(_SEAL) + CRC64.width
 # An attribute beside an item's place, which stock readers ignore: ``ItemChecksums.as_tuple``.
 CHECKSUMS = "s3dcp_checksums"
 
@@ -49,7 +50,7 @@ def dump_metadata(metadata: dcp.Metadata) -> bytes:
     pickler = pickle.Pickler(output)
     pickler.dispatch_table = {**copyreg.dispatch_table, dcp.TensorProperties: _reduced_properties}
     pickler.dump(metadata)
-    return _sealed(output.getvalue())
+    return sealed(output.getvalue())
 
 
 def load_metadata(data: bytes, *, trusted: bool = False) -> dcp.Metadata:
@@ -85,14 +86,14 @@ def _load(data: bytes, end: int) -> Any:
         return _Unpickler(io.BytesIO(data)).load()
 
 
-def _sealed(data: bytes) -> bytes:
+def sealed(data: bytes) -> bytes:
     """With its checksum. Unpicklers, those of other tools too, stop before it."""
     return b"".join((data, _SEAL, CRC64.of([memoryview(data)]).to_bytes(CRC64.width, "big")))
 
 
 def _check_seal(data: bytes) -> int:
     """Where the pickle ends; metadata of other tools has no seal and nothing is checked."""
-    end = len(data) - len(_SEAL) - CRC64.width
+    end = len(data) - SEAL_SIZE
     if end < 0 or data[end : end + len(_SEAL)] != _SEAL:
         return len(data)
     view = memoryview(data)

@@ -36,7 +36,7 @@ from .landing import (
 from .link import LinkEstimate, LoadConditions
 from .memory import Destinations, Scratch
 from .places import Request
-from .plan import FilePlan, PlannedItem
+from .plan import LARGE_ITEM, FilePlan, PlannedItem, check_end
 from .spans import Cut, Piece, Span
 from .staging import Staging
 from .stats import LoadStats
@@ -85,6 +85,7 @@ class DirectLoad:
         link: What is known of the way to the server; it learns more.
         level: How far what arrives is verified.
         reconnect: Called before damaged bytes are asked for again.
+        size_of: Asks for the size of an object.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class DirectLoad:
         link: LinkEstimate,
         level: Level,
         reconnect: Callable[[], None],
+        size_of: Callable[[str], int],
     ) -> None:
         self._strategy = strategy
         self._open_range = open_range
@@ -112,6 +114,7 @@ class DirectLoad:
         self._link = link
         self._level = level
         self._reconnect = reconnect
+        self._size_of = size_of
         self._begin_with = limit.limit
         staging = Staging()
         self._destinations = Destinations(planner, staging)
@@ -172,6 +175,8 @@ class DirectLoad:
         gap = self._strategy.gap(self._conditions())
         by_path: dict[str, list[Piece[Unit[Part]]]] = {}
         for item in items:
+            if item.whole > LARGE_ITEM:
+                self._check_end(item)
             units = units_of(item.pieces(gap), (item.start, item.end), item.checksums)
             by_path.setdefault(item.path, []).extend(units)
             self._needed += item.missing
@@ -294,12 +299,23 @@ class DirectLoad:
                 if not item.missing:
                     self._finish(item)
             except S3DCPError as error:
-                raise error.locate(
-                    bucket=self._base.bucket,
-                    key=self._base.join(item.path).key,
-                    byte_range=(item.start, item.end),
-                    tensor=item.name,
-                ) from error
+                raise self._located(error, item) from error
+
+    def _located(self, error: S3DCPError, item: Landing) -> S3DCPError:
+        """The error with the item's place and name."""
+        return error.locate(
+            bucket=self._base.bucket,
+            key=self._base.join(item.path).key,
+            byte_range=(item.start, item.end),
+            tensor=item.name,
+        )
+
+    def _check_end(self, item: Landing) -> None:
+        """Before much memory is taken on the word of the metadata: is there so much?"""
+        try:
+            check_end(item.end, self._size_of(item.path))
+        except S3DCPError as error:
+            raise self._located(error, item) from error
 
     def _finish(self, item: Landing) -> None:
         """All of an item has arrived: commit it, or have it fetched again."""

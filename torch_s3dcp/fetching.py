@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from .filling import Fetch, Filling, RangeStream
+from .transports.effort import Halt, halted_by
 
 T = TypeVar("T")
 
@@ -63,6 +64,7 @@ class FetchPool(Generic[T]):
         self._ended: queue.SimpleQueue[Fetched[T]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._stopped = False
+        self._halt = Halt()
         self._open: set[RangeStream] = set()
         self._lock = threading.Lock()
         self._running = 0  # threads that have not ended, nor are about to
@@ -80,7 +82,8 @@ class FetchPool(Generic[T]):
         with self._lock:
             self._stopped = True
             streams = list(self._open)
-        # After an error nobody waits for what the others still receive.
+        # After an error nobody waits for what the others still receive, nor for its answers.
+        self._halt.set()
         for stream in streams:
             stream.close()
         for _thread in self._threads:
@@ -125,7 +128,8 @@ class FetchPool(Generic[T]):
             fetch = self._waiting.get()
             if fetch is None or self._stopped:
                 return
-            ended = self._receive(fetch, scratch)
+            with halted_by(self._halt):
+                ended = self._receive(fetch, scratch)
             with self._lock:
                 surplus = self._running > self._wanted
                 self._running -= surplus

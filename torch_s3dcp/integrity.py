@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zipfile
-from typing import Literal, cast, get_args
+from typing import IO, Literal, cast, get_args
 
 from .checksums import CRC64, ZIP_CRC
 from .chunk_checksums import ItemChecksums, parse_checksums
 from .exceptions import ConfigurationError
 from .plan import StoredItem
+from .segments import view_of
 
 #: ``full``: all bytes are compared with checksums, where there are some. ``headers``: archives
 #: must describe themselves as the metadata does. ``off``: only what it takes to place the bytes.
@@ -53,8 +53,8 @@ def is_sound_archive(data: memoryview) -> bool | None:
     if not (bytes(data[:4]) == b"PK\x03\x04" or bytes(data[-22:-18]) == b"PK\x05\x06"):
         return None
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            records = [_is_sound(data, archive, record) for record in archive.infolist()]
+        with zipfile.ZipFile(cast("IO[bytes]", view_of(data))) as archive:
+            records = [_is_sound(data, record) for record in archive.infolist()]
     except Exception:  # noqa: BLE001 - a damaged archive may raise nearly anything
         return False
     if False in records:
@@ -62,10 +62,9 @@ def is_sound_archive(data: memoryview) -> bool | None:
     return None if None in records else True
 
 
-def _is_sound(data: memoryview, archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool | None:
+def _is_sound(data: memoryview, record: zipfile.ZipInfo) -> bool | None:
     if record.compress_type != zipfile.ZIP_STORED:
-        archive.read(record)
-        return True
+        return None  # torch compresses nothing; and what it becomes may be large
     signature, flags, name_size, extra_size = _LOCAL_HEADER.unpack_from(data, record.header_offset)
     begin = record.header_offset + _LOCAL_HEADER.size
     name = bytes(data[begin : begin + name_size]).decode()

@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 
 from .filling import MOST_TRIES, damage
 from .integrity import first_damage, is_sound_archive, known_checksums
-from .plan import FilePlan, PlannedItem
-from .segments import RangeView
+from .plan import LARGE_ITEM, FilePlan, PlannedItem, check_end
+from .segments import RangeView, view_of
 
 T = TypeVar("T")
 
@@ -22,6 +22,7 @@ class ItemReads(Generic[T]):
         open_reader: Makes a reader for what a plan wants of the object.
         plan: All that is wanted.
         reconnect: Called before an item that arrived damaged is read again.
+        size_of: Asks for the size of the object.
     """
 
     def __init__(
@@ -29,10 +30,12 @@ class ItemReads(Generic[T]):
         open_reader: Callable[[FilePlan[T]], io.BufferedIOBase],
         plan: FilePlan[T],
         reconnect: Callable[[], None],
+        size_of: Callable[[], int],
     ) -> None:
         self._open_reader = open_reader
         self._plan = plan
         self._reconnect = reconnect
+        self._size_of = size_of
         self._closing = ExitStack()
         #: Times that an item arrived damaged.
         self.damaged = 0
@@ -56,7 +59,10 @@ class ItemReads(Generic[T]):
 
         Raises:
             IntegrityError: It is damaged each time that it is read.
+            TruncatedObjectError: The object ends before it does.
         """
+        if len(planned.stored.byte_range) > LARGE_ITEM:
+            check_end(planned.stored.byte_range.end, self._size_of())
         data = memoryview(bytearray(len(planned.stored.byte_range)))
         self.view(planned).readinto(data)
         tries = 1
@@ -66,7 +72,7 @@ class ItemReads(Generic[T]):
                 raise damage(base + found[0], base + found[1])
             self._read_again(planned, data)
             tries += 1
-        return RangeView(_Memory(data), 0, len(data))
+        return view_of(data)
 
     def _damage(self, planned: PlannedItem[T], data: memoryview) -> tuple[int, int] | None:
         """Where an item is damaged; None where it is not, or nobody can know."""
@@ -85,21 +91,3 @@ class ItemReads(Generic[T]):
         with self._open_reader(FilePlan(self._plan.path, (planned,))) as reader:
             span = planned.stored.byte_range
             RangeView(reader, span.start, span.end).readinto(data)
-
-
-class _Memory(io.BufferedIOBase):
-    """Memory as a file, without a copy."""
-
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
-        self._position = 0
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._position = offset
-        return offset
-
-    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
-        part = self._data[self._position :][: len(buffer)]
-        buffer[: len(part)] = part
-        self._position += len(part)
-        return len(part)

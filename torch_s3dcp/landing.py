@@ -182,6 +182,11 @@ class Landing(ABC):
         self.held = 0
 
     @property
+    def whole(self) -> int:
+        """Bytes of memory that it takes at once, all on the word of the metadata."""
+        return 0
+
+    @property
     def name(self) -> str:
         """Name of the item, for messages."""
         return self.planned.requests[0].storage_index.fqn
@@ -239,6 +244,10 @@ class WholeItem(Landing):
     ) -> None:
         super().__init__(path, planned, level)
         self._serve = serve
+
+    @property
+    def whole(self) -> int:
+        return self.end - self.start
 
     def pieces(self, max_gap: int) -> Iterator[Piece[Part]]:
         self._all = Part(self, self.end - self.start)

@@ -7,7 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from .exceptions import TruncatedObjectError
 from .ranges import ItemRange
+
+# Memory for an item of more bytes is taken only once its object is known to hold them.
+LARGE_ITEM = 64 * 1024 * 1024
 
 T = TypeVar("T")
 
@@ -51,6 +55,18 @@ class FilePlan(Generic[T]):
     def needed_bytes(self) -> int:
         """Bytes of all items together."""
         return sum(len(item.stored.byte_range) for item in self.items)
+
+
+def check_end(end: int, size: int) -> None:
+    """See whether an object holds what the metadata says.
+
+    Raises:
+        TruncatedObjectError: An item ends behind the object's ``size`` bytes.
+    """
+    if end > size:
+        raise TruncatedObjectError(
+            f"the object has only {size} bytes; the checkpoint's metadata says more"
+        )
 
 
 def plan_files(wanted: Iterable[tuple[StoredItem, T]]) -> tuple[FilePlan[T], ...]:

@@ -190,3 +190,27 @@ class RangeView(io.BufferedIOBase):
 
     def read1(self, size: int = -1, /) -> bytes:
         return self.read(size)
+
+
+class _Memory(io.BufferedIOBase):
+    """Memory as a file, as far as a view needs one."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._position = offset
+        return offset
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        target = memoryview(buffer).cast("B")
+        part = self._data[self._position :][: len(target)]
+        target[: len(part)] = part
+        self._position += len(part)
+        return len(part)
+
+
+def view_of(data: memoryview) -> RangeView:
+    """Memory as a file, without a copy."""
+    return RangeView(_Memory(data), 0, len(data))

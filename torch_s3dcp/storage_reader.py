@@ -31,11 +31,13 @@ from .exceptions import (
     CheckpointIncompleteError,
     CheckpointNotFoundError,
     ConfigurationError,
+    IntegrityError,
     InvalidCheckpointError,
     ObjectNotFoundError,
     S3DCPError,
     StorageError,
 )
+from .filling import MOST_TRIES
 from .integrity import check_level
 from .item_reads import ItemReads
 from .items import copy_into, load_tensor, narrow, open_item, read_blob
@@ -50,6 +52,7 @@ from .uri import S3URI, is_uri, order_location, parse_uri
 _log = logging.getLogger(__name__)
 
 DEFAULT_READER = "direct"
+# Damage on the way is rarely met twice.
 
 
 class S3StorageReader(StorageReader):
@@ -153,6 +156,7 @@ class S3StorageReader(StorageReader):
             CheckpointNotFoundError: There is nothing at this address.
             CheckpointIncompleteError: There is data, but the save never finished.
             InvalidCheckpointError: The metadata is damaged or not allowed.
+            IntegrityError: It does not match its checksum, however often it is fetched.
             StorageError: The request failed.
         """
         rank: int | None = kwargs.get("rank")
@@ -186,15 +190,7 @@ class S3StorageReader(StorageReader):
         uri = self._uri.join(metadata_name(rank))
         if isinstance(self._client.transport, Prepares):
             self._client.transport.prepare()
-        begin = time.perf_counter()
-        with self._client.pin(uri.bucket, uri.key).stream() as stream:
-            # What this first request took tells what others will cost.
-            self._seconds_per_request = time.perf_counter() - begin
-            data = stream.readall()
-        try:
-            metadata = load_metadata(data)
-        except InvalidCheckpointError as error:
-            raise error.locate(bucket=uri.bucket, key=uri.key) from error
+        metadata = self._obtain(uri)
         if getattr(metadata, "storage_meta", None) is None:
             metadata.storage_meta = StorageMeta()
         cast(StorageMeta, metadata.storage_meta).load_id = self.load_id
@@ -202,6 +198,29 @@ class S3StorageReader(StorageReader):
             metadata_requests=1, metadata_seconds=time.perf_counter() - asked
         )
         return metadata
+
+    def _obtain(self, uri: S3URI) -> Metadata:
+        """The metadata; asked for again where it does not match a checksum."""
+        tries = 1
+        while True:
+            try:
+                return load_metadata(self._download(uri), trusted=self._trust_checkpoint)
+            except IntegrityError as error:
+                if tries >= MOST_TRIES:
+                    where = {"bucket": uri.bucket, "key": uri.key, "attempts": tries}
+                    raise error.locate(**where) from error
+                tries += 1
+                _log.warning("%s is fetched again: %s", uri, error)
+                self._reconnect()
+            except InvalidCheckpointError as error:
+                raise error.locate(bucket=uri.bucket, key=uri.key) from error
+
+    def _download(self, uri: S3URI) -> bytes:
+        begin = time.perf_counter()
+        with self._client.pin(uri.bucket, uri.key).stream() as stream:
+            # What this first request took tells what others will cost.
+            self._seconds_per_request = time.perf_counter() - begin
+            return stream.readall()
 
     def _explain_absence(self) -> CheckpointError:
         where: dict[str, Any] = {"bucket": self._uri.bucket, "key": self._uri.key}
@@ -303,6 +322,7 @@ class S3StorageReader(StorageReader):
             link=LinkEstimate(self._seconds_per_request),
             level=self.integrity,
             reconnect=self._reconnect,
+            size_of=lambda path: pinned[path].info().size,
         )
         return load.run(files)
 
@@ -341,7 +361,12 @@ class S3StorageReader(StorageReader):
         self, file_plan: FilePlan[ReadItem], planner: LoadPlanner
     ) -> ItemReads[ReadItem]:
         uri = self._uri.join(file_plan.path)
-        reads = ItemReads(lambda plan: self._open(uri, plan), file_plan, self._reconnect)
+        reads = ItemReads(
+            lambda plan: self._open(uri, plan),
+            file_plan,
+            self._reconnect,
+            lambda: self._client.head_object(uri.bucket, uri.key).size,
+        )
         with reads:
             for planned in file_plan.items:
                 span = planned.stored.byte_range

@@ -70,8 +70,8 @@ def test_data_after_the_commit_is_noticed(
     before, (one, other, commit, *deletions) = recorded
     late = Step("put", other.key, 3.6, 3.8, body=other.body)
     report = judged(before, [one, commit, late, *deletions], tmp_path / "local")
-    assert report.outcomes["violated"]
-    assert "instead of v2" in str(report)
+    assert report.outcomes == {"old": 2, "violated": 4, "new": 4}
+    assert "VIOLATION over, after ['put run/__0_0_" in str(report)
 
 
 def test_deletion_before_the_commit_is_noticed(
@@ -80,5 +80,5 @@ def test_deletion_before_the_commit_is_noticed(
     before, (one, other, commit, *deletions) = recorded
     early = [Step("delete", step.key, 0.1, 0.2) for step in deletions]
     report = judged(before, [*early, one, other, commit], tmp_path / "local")
-    assert report.outcomes["violated"]
-    assert "instead of v1" in str(report)
+    assert report.outcomes == {"old": 4, "violated": 12, "new": 1}
+    assert "VIOLATION over, after ['delete run/__0_" in str(report)

@@ -39,11 +39,13 @@ KINDS: dict[str, type[BaseException]] = {
     "part reset": EndpointError,
     "completion failing": StorageError,
     "file refused": AccessDeniedError,
+    "first file refused": AccessDeniedError,
 }
 STAGES = ("create_local_plan", "finish_plan")
 # Over an old checkpoint, and at a new place. All of it takes minutes.
 ALL = [(kind, threads, state) for kind in KINDS for threads in THREADS for state in ("old", "new")]
-FEW = [case for case in ALL if case[::2] in [("part refused", "old"), ("file refused", "new")]]
+QUICK = [("part refused", "old"), ("file refused", "new"), ("first file refused", "old")]
+FEW = [case for case in ALL if case[::2] in QUICK]
 CASES = ALL if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else FEW
 
 
@@ -69,7 +71,8 @@ def judge(request: Request) -> Fault | None:
     if kind == "completion failing" and request.operation == "CompleteMultipartUpload":
         return Fault.FAIL
     begins = request.operation in ("PutObject", "CreateMultipartUpload")
-    return Fault.DENY if kind == "file refused" and begins and file == threads - 1 else None
+    refused = {"file refused": threads - 1, "first file refused": 0}.get(kind)
+    return Fault.DENY if begins and file == refused else None
 
 
 # --- what runs on the ranks -------------------------------------------------------------

@@ -302,6 +302,38 @@ def test_other_levels_let_flips_pass(
     assert not warned
 
 
+class Distrusts(TransportWrapper):
+    """Says of ``.metadata`` that it does not match the server's checksum, ``times`` times."""
+
+    def __init__(self, inner: Any, times: int) -> None:
+        super().__init__(inner)
+        self.times = times
+
+    def before(self, call: Call) -> None:
+        if (call.key or "").endswith(".metadata") and self.times:
+            self.times -= 1
+            raise IntegrityError("another checksum")
+
+
+def test_damaged_metadata_is_asked_for_again(memory: Place) -> None:
+    memory.save({"w": WIDE}, "run")
+    state = {"w": WIDE * 0}
+    transport = Distrusts(memory.transport, 2)
+    with quiet():
+        dcp.load(state, storage_reader=S3StorageReader(memory.url("run"), transport=transport))
+    assert torch.equal(state["w"], WIDE)
+    assert transport.times == 0
+    fault = Fault("get", body="flip", after=300, key="run/.metadata")
+    flipping = FaultTransport(memory.transport, [fault])
+    with quiet():
+        dcp.load(state, storage_reader=S3StorageReader(memory.url("run"), transport=flipping))
+    assert flipping.struck == 1
+    for_ever = S3StorageReader(memory.url("run"), transport=Distrusts(memory.transport, 3))
+    with quiet(), pytest.raises(CheckpointException) as caught:
+        dcp.load(state, storage_reader=for_ever)
+    assert type(failures(caught.value)[0]) is IntegrityError
+
+
 def test_a_level_that_means_nothing_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="'full', 'headers', 'off'"):
         S3StorageReader("s3://bucket/run", integrity="some")

@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import trustme
 from botocore.awsrequest import AWSResponse
@@ -251,14 +252,16 @@ def asked_of_aws(region: str) -> list[str]:
         headers: Any = {"x-amz-bucket-region": region, "Location": "http://127.0.0.1:1/"}
         return AWSResponse(request.url, 301, headers, raw)
 
-    transport = transport_to(None, force_path_style=False)
-    transport.client.meta.events.register_first("before-send.s3", answer)
+    # With a session of the user's own botocore sends, and an answer given here keeps it from that.
+    own = boto3.Session("AKIAMADEUP", SECRET_MARK + "OfRedirects")
+    transport = transport_to(None, force_path_style=False, credentials=None, session=own)
+    transport.client.meta.events.register_first("before-send.s3.HeadObject", answer)
     try:
         with pytest.raises((WrongRegionError, ConfigurationError)):
             # botocore keeps the region of a bucket.
             transport.head(f"bucket-{secrets.token_hex(4)}", "key")
     finally:
-        transport.client.meta.events.unregister("before-send.s3", answer)
+        transport.client.meta.events.unregister("before-send.s3.HeadObject", answer)
     return asked
 
 

@@ -33,7 +33,7 @@ from torch_s3dcp.checkpoint_metadata import (
     metadata_name,
     stored_item,
 )
-from torch_s3dcp.exceptions import InvalidCheckpointError
+from torch_s3dcp.exceptions import IntegrityError, InvalidCheckpointError
 from torch_s3dcp.plan import StoredItem
 from torch_s3dcp.ranges import ItemRange
 
@@ -378,7 +378,7 @@ def test_what_is_not_metadata_is_refused(value: Any) -> None:
 
 @given(st.one_of(st.binary(max_size=200), st.binary(max_size=100).map(lambda b: b"\x80\x04" + b)))
 def test_random_bytes_are_refused(data: bytes) -> None:
-    with pytest.raises(InvalidCheckpointError):
+    with pytest.raises((InvalidCheckpointError, IntegrityError)):
         load_metadata(data)
 
 
@@ -396,9 +396,37 @@ def test_damage_is_noticed_or_harmless(stock: bytes, data: st.DataObject) -> Non
         damaged[data.draw(st.integers(0, len(stock) - 1))] = data.draw(st.integers(0, 255))
     try:
         found = load_metadata(bytes(damaged))
-    except InvalidCheckpointError:
+    except (InvalidCheckpointError, IntegrityError):
         return
     for info in found.storage_data.values():
         item = stored_item(info)
         assert not item.path.startswith("/")
         assert ".." not in item.path.split("/")
+
+
+@given(data=st.data())
+def test_any_flipped_bit_is_noticed(stock: bytes, data: st.DataObject) -> None:
+    whole = dump_metadata(load_metadata(stock))
+    damaged = bytearray(whole)
+    damaged[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(IntegrityError):
+        load_metadata(bytes(damaged))
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        ChunkStorageMetadata(torch.Size([0]), torch.Size([2, 3])),
+        ChunkStorageMetadata(torch.Size([0, 1]), torch.Size([2, 3])),
+        ChunkStorageMetadata(torch.Size([-1, 0]), torch.Size([2, 3])),
+        ChunkStorageMetadata(torch.Size([0, 0]), torch.Size([2, -3])),
+        ChunkStorageMetadata((0, 0), (2, 3)),  # type: ignore[arg-type]
+    ],
+    ids=repr,
+)
+def test_impossible_parts_are_refused(chunk: ChunkStorageMetadata) -> None:
+    metadata = tensor_metadata(PROPERTIES[0])
+    metadata.state_dict_metadata["t"].chunks[:] = [chunk]
+    with pytest.raises(InvalidCheckpointError, match="'t'") as caught:
+        load_metadata(dump_metadata(metadata))
+    assert caught.value.tensor == "t"

@@ -23,9 +23,10 @@ def boxes(draw):
     st.integers(1, 300),
     st.integers(0, 100),
     st.integers(1, 300) | st.none(),
+    st.integers(1, 200) | st.none(),
 )
 def test_blocks_give_exactly_what_slicing_gives(
-    box, itemsize, limit, max_gap, sparse_limit
+    box, itemsize, limit, max_gap, sparse_limit, grid
 ) -> None:
     shape, offsets, lengths = box
     stored = np.arange(int(np.prod(shape))).reshape(shape)
@@ -33,12 +34,21 @@ def test_blocks_give_exactly_what_slicing_gives(
     found = np.full(lengths, -1)
     steps = [stride * stored.itemsize for stride in row_major_strides(shape)]
     blocks = cut_region(
-        shape, offsets, lengths, itemsize, limit=limit, max_gap=max_gap, sparse_limit=sparse_limit
+        shape,
+        offsets,
+        lengths,
+        itemsize,
+        limit=limit,
+        max_gap=max_gap,
+        sparse_limit=sparse_limit,
+        grid=grid,
     )
     for block in blocks:
         assert block.start % itemsize == block.end % itemsize == 0
         most = limit if block.dense or sparse_limit is None else sparse_limit
         assert block.end - block.start <= max(most, itemsize)
+        if grid is not None and not block.dense:
+            assert block.start // grid == (block.end - 1) // grid
         bytes_of_box = int(np.prod(block.lengths)) * itemsize
         assert block.dense == (bytes_of_box == block.end - block.start)
         flat = stored.ravel()[block.start // itemsize : block.end // itemsize]

@@ -129,6 +129,26 @@ class Limits:
         return self.give_up_after + moved / LEAST_RATE
 
 
+def documented() -> list[str]:
+    """The table as rows of the documentation."""
+    return [
+        f"| {kind.value} | {row.what} | {_at_once(row)} | {_pause(row)} | "
+        f"{row.most or '`max_attempts`'} | {row.besides} |"
+        for kind, row in TABLE.items()
+    ]
+
+
+def _at_once(row: Row) -> str:
+    return "" if not row.at_once else "all" if not row.base else "the first"
+
+
+def _pause(row: Row) -> str:
+    if not row.base:
+        return ""
+    first = f"{row.least * row.base:g} to {row.base:g} s"
+    return f"{first}, up to {row.least * row.cap:g} to {row.cap:g} s"
+
+
 def pause(kind: Kind, failures: int, choose: Callable[[float, float], float]) -> float:
     """Seconds to wait before the next try.
 
