@@ -25,7 +25,7 @@ from torch_s3dcp.transports import BotoTransport
 from torch_s3dcp.transports.contract import CopiedRange
 
 MIB = 2**20
-STATUSES = (301, 302, 303, 307, 308)
+STATUSES = (300, 301, 302, 303, 307, 308)
 LARGE = bytes(6 * MIB)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
 from botocore.exceptions import ClientError
@@ -63,7 +64,7 @@ class RetryingClient:
                 held, generation = self._held, self._held.generation
                 try:
                     with effort.working():
-                        answer = getattr(held.boto, name)(**parameters)
+                        answer = _done(getattr(held.boto, name)(**parameters), name)
                 except Exception as error:
                     tries = _tries(error)
                     failures += tries
@@ -83,6 +84,19 @@ class RetryingClient:
                     about = answer["ResponseMetadata"]
                     about["RetryAttempts"] = about.get("RetryAttempts", 0) + failures
                     return answer
+
+
+def _done(answer: Any, name: str) -> Any:
+    """What botocore takes for an answer. It does so of "300 Multiple Choices", too: nothing is done.
+
+    Raises:
+        ClientError: It is that.
+    """
+    status = answer["ResponseMetadata"].get("HTTPStatusCode")
+    if status == HTTPStatus.MULTIPLE_CHOICES:
+        refused: Any = {**answer, "Error": {"Code": str(status), "Message": ""}}
+        raise ClientError(refused, name)
+    return answer
 
 
 def _tell(name: str, kind: Kind | None, parameters: Mapping[str, Any]) -> None:
