@@ -23,6 +23,7 @@ _SHARE = 0.999
 _SHAPES = ((40_000, 8, 120_000), (4, 300_000, 2000, 2000), (600_000,), (12 * MIB, 4000))
 _LOADS = ("GetObject",)
 _SAVES = ("PutObject", "UploadPart", "CreateMultipartUpload", "CompleteMultipartUpload")
+_EXPIRED = faults.Reply(400, "ExpiredToken")
 _KEYS = (None, None, "*.distcp", "*/.metadata")
 
 
@@ -34,7 +35,7 @@ def _anywhere(choose: random.Random) -> faults.WireFault:
             faults.Reply(503, "ServiceUnavailable", retry_after=0),
             faults.Reply(500, "InternalError"),
             faults.Reply(400, "RequestTimeout"),
-            faults.Reply(400, "ExpiredToken"),
+            _EXPIRED,
             faults.Reset("request"),
             faults.Reset("unseen"),
             faults.Reset("answer"),
@@ -101,6 +102,8 @@ def draw(choose: random.Random, number: int) -> Run:
         fault, operation, key = _late_error(choose), "CompleteMultipartUpload", None
         sizes = _SHAPES[-1]
     limits = {"skip": choose.choice([0, 0, 0, 1]), "count": choose.choice([1, 1, 2])}
+    if transient and fault == _EXPIRED:
+        limits["count"] = 1  # keys that do not change have expired for good the second time
     rule = FaultRule(fault, operation, key, **(limits if transient else {}))
     settings: dict[str, Any] = {"read_timeout": 1.5}
     if not transient:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import sys
 import time
@@ -271,3 +272,18 @@ def test_slices_are_cut_as_dtensor_cuts(run: Run) -> None:
             assert torch.equal(part, saved[name][17:34])
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.server
+def test_the_table_of_faults(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+    rows = ["slow-4", "refused-over"]
+    words = ["--mib", "6", "--systems", "ours", "--rows", *rows]
+    monkeypatch.setattr(sys, "argv", ["fault_table", *words])
+    runpy.run_module("benchmarks.fault_table", run_name="__main__")
+    printed = capfd.readouterr().out
+    assert re.search(r"\| 503 SlowDown x4 \| ok \d", printed)
+    assert re.search(r"file refused \| raises AccessDeniedError; then load: v1 \d", printed)

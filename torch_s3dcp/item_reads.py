@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Generic, TypeVar
 
+from .exceptions import IntegrityError
 from .filling import MOST_TRIES, damage
 from .integrity import first_damage, is_sound_archive, known_checksums
 from .plan import LARGE_ITEM, FilePlan, PlannedItem, check_end
@@ -64,13 +65,13 @@ class ItemReads(Generic[T]):
         if len(planned.stored.byte_range) > LARGE_ITEM:
             check_end(planned.stored.byte_range.end, self._size_of())
         data = memoryview(bytearray(len(planned.stored.byte_range)))
-        self.view(planned).readinto(data)
+        found = self._receive(planned, data, self._reader)
         tries = 1
-        while (found := self._damage(planned, data)) is not None:
+        while found is not None:
             if tries >= MOST_TRIES:
                 base = planned.stored.byte_range.start
                 raise damage(base + found[0], base + found[1])
-            self._read_again(planned, data)
+            found = self._read_again(planned, data)
             tries += 1
         return view_of(data)
 
@@ -86,8 +87,20 @@ class ItemReads(Generic[T]):
         self.verified += known and found is None
         return found
 
-    def _read_again(self, planned: PlannedItem[T], data: memoryview) -> None:
+    def _read_again(self, planned: PlannedItem[T], data: memoryview) -> tuple[int, int] | None:
         self._reconnect()
         with self._open_reader(FilePlan(self._plan.path, (planned,))) as reader:
-            span = planned.stored.byte_range
+            return self._receive(planned, data, reader)
+
+    def _receive(
+        self, planned: PlannedItem[T], data: memoryview, reader: io.BufferedIOBase
+    ) -> tuple[int, int] | None:
+        """Get an item; where it is damaged."""
+        span = planned.stored.byte_range
+        try:
             RangeView(reader, span.start, span.end).readinto(data)
+        except IntegrityError:
+            # The transport compared the whole object: any of its bytes may be damaged.
+            self.damaged += 1
+            return 0, len(data)
+        return self._damage(planned, data)
