@@ -17,10 +17,14 @@ from .effort import Effort
 QUICK = 2.0
 #: The same for what it works on, and what can be sent again without harm.
 WORKING = 10.0
-#: Seconds without a byte sent, at first.
-_SENDING = 10.0
-#: Patience is never less than so many times the longest wait of late.
+#: Seconds without a byte sent, at first: a server that works takes none for a while.
+_SENDING = WORKING
+#: Patience is never less than so many times the longest wait of late. Where that is known,
+#: a server that works is not given the time above, but this; a part once more does no harm.
 _LATENCIES = 4.0
+_WORKING_LATENCIES = 3.0
+# Seconds after which patience is asked anew: other requests may have been answered meanwhile.
+_LOOK = 2.0
 # How fast the longest wait is forgotten, with each answer.
 _FORGOTTEN = 0.98
 #: Requests that may be given up in this way: so many, and this share of all.
@@ -44,6 +48,7 @@ class Patience:
     def __init__(self, longest: float) -> None:
         self.longest = longest
         self._latency = 0.0
+        self._working = 0.0
         self._usual = 0.0
         self._requests = 0
         self._given_up = 0
@@ -63,7 +68,10 @@ class Patience:
         """Seconds to wait for a byte, of a request that was given up so many times already."""
         if self.spent:
             return self.longest
-        return min(self.longest, max(first, _LATENCIES * self._latency) * 2.0 ** min(abandoned, 16))
+        seconds = max(first, _LATENCIES * self._latency)
+        if first == WORKING and self._working:
+            seconds = max(QUICK, _WORKING_LATENCIES * self._working)
+        return min(self.longest, seconds * 2.0 ** min(abandoned, 16))
 
     def least_rate(self, abandoned: int) -> float:
         """Bytes per second that a body must bring."""
@@ -81,10 +89,13 @@ class Patience:
             self._given_up += 1
             return True
 
-    def answered(self, seconds: float) -> None:
-        """An answer began after so long."""
+    def answered(self, first: float, seconds: float) -> None:
+        """An answer began after so long, that was waited for so long at first."""
         # No lock: a value that gets lost now and then does no harm.
-        self._latency = max(seconds, self._latency * _FORGOTTEN)
+        if first <= QUICK:
+            self._latency = max(seconds, self._latency * _FORGOTTEN)
+        elif first == WORKING:
+            self._working = max(seconds, self._working * _FORGOTTEN)
 
     def finished(self, count: int, seconds: float) -> None:
         """A body of so many bytes came to its end."""
@@ -140,8 +151,7 @@ class Guard:
 
     def body(self) -> None:
         """The head of the answer is there, in good time."""
-        if self._first <= QUICK:
-            self._patience.answered(self._clock() - self._begun)
+        self._patience.answered(self._first, self._clock() - self._begun)
         self._is_body = True
         self._begun = self._clock()
         self._expect(QUICK)
@@ -186,9 +196,13 @@ class Guard:
         if self._is_body:
             self._effort.waited(self._timeout)
         rest = min(self._patience.longest - self._waited, self._effort.left)
-        if rest <= 0 or self._patience.spend():
+        more = self._patience.wait(self._first, self._effort.abandoned) - self._waited
+        if rest > 0 and more > 0:
+            self._wait_for(min(rest, more, _LOOK))
+        elif rest <= 0 or self._patience.spend():
             raise TimeoutError(f"nothing came for {self._waited:.1f} s")
-        self._wait_for(rest)
+        else:
+            self._wait_for(rest)
 
     def finished(self) -> None:
         """The body has come to its end."""
@@ -197,7 +211,8 @@ class Guard:
     def _expect(self, first: float) -> None:
         self._first = first
         self._waited = 0.0
-        self._wait_for(min(self._patience.wait(first, self._effort.abandoned), self._effort.left))
+        enough = self._patience.wait(first, self._effort.abandoned)
+        self._wait_for(min(enough, self._effort.left, _LOOK))
 
     def _came(self) -> None:
         if self._waited:
