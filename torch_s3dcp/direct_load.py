@@ -292,8 +292,8 @@ class DirectLoad:
                     raise fetched.error
                 part.missing -= len(cut)
                 item.missing -= len(cut)
-                if part.summed:
-                    item.note_sum(cut.start, cut.end, sums[cut.start])
+                if part.sums is not None:
+                    part.sums.append((cut.start, cut.end, sums[cut.start]))
                 if not part.missing:
                     self._release(item, part.arrived())
                 if not item.missing:

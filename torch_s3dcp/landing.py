@@ -63,8 +63,8 @@ class Part:
     """One piece of an item. As it is, it lands in scratch that it may share with neighbours."""
 
     shares_scratch = True
-    #: Whether the CRC-32 of the bytes is wanted.
-    summed = False
+    #: Where the CRC-32 of its bytes is noted, as start, end, value; None: it is not wanted.
+    sums: list[tuple[int, int, int]] | None = None
 
     def __init__(self, owner: Landing, size: int) -> None:
         self.owner = owner
@@ -174,7 +174,6 @@ class Landing(ABC):
         self.verified = self.checksums is not None
         #: Times that it arrived damaged, as a whole.
         self.damaged = 0
-        self._sums: list[tuple[int, int, int]] = []
         self.start = planned.stored.byte_range.start
         self.end = planned.stored.byte_range.end
         self.missing = 0
@@ -207,10 +206,6 @@ class Landing(ABC):
                 fetched whole and decoded the ordinary way.
             DamagedItem: The item must be fetched again.
         """
-
-    def note_sum(self, start: int, end: int, value: int) -> None:
-        """The CRC-32 of bytes of a part that is summed."""
-        self._sums.append((start, end, value))
 
     @property
     def sums(self) -> bool:
@@ -365,11 +360,13 @@ class LargeTensor(_TensorItem):
         self._header = Part(self, self.data_offset)
         self._trailer: Part | None = None
         self._blocks: list[BlockPart] = []
-        self._sums.clear()
-        whole = (r for r in self.planned.requests if tuple(r.lengths) == self.shape)
-        summed = next(whole, None) if self.level != "off" else None
+        # One for each request that wants all of the data: each has bytes of its own.
+        self._sums: list[list[tuple[int, int, int]]] = []
         yield self.piece(self.start, data, self._header)
         for request in self.planned.requests:
+            sums: list[tuple[int, int, int]] | None = None
+            if tuple(request.lengths) == self.shape and self.level != "off":
+                self._sums.append(sums := [])
             for block in cut_region(
                 self.shape,
                 tuple(request.storage_offsets),
@@ -381,32 +378,36 @@ class LargeTensor(_TensorItem):
                 grid=self.checksums.chunk if self.checksums else None,
             ):
                 part = BlockPart(self, block, request)
-                part.summed = self.sums and request is summed
+                part.sums = sums if self.sums else None
                 self._blocks.append(part)
                 yield self.piece(data + block.start, data + block.end, part)
-        if summed is not None:
+        if self._sums:
             self._trailer = Part(self, self.end - data - self.nbytes)
             yield self.piece(data + self.nbytes, self.end, self._trailer)
-
-    def _sum(self) -> int:
-        """The CRC-32 of all of the data."""
-        value = 0
-        for start, end, part in sorted(self._sums):
-            value = ZIP_CRC.combine(value, part, end - start)
-        return value
 
     def finish(self) -> Outcome:
         self.check_header(self._header.content)
         if self._trailer is not None:
             crc = self.check_trailer(self._trailer.content)
             if self.sums:
-                self.compare(crc, self._sum())
+                for sums in self._sums:
+                    self.compare(crc, _joined(sums))
+                # Nothing is known about a slice that was received besides.
+                self.verified &= len(self._sums) == len(self.planned.requests)
             self._trailer.memory = None
         self._header.memory = None
         self.commit()
         direct = all(block.in_place for block in self._blocks)
         self._blocks.clear()
         return Outcome.DIRECT if direct else Outcome.SCRATCH
+
+
+def _joined(sums: list[tuple[int, int, int]]) -> int:
+    """The CRC-32 of data from those of its pieces."""
+    value = 0
+    for start, end, part in sorted(sums):
+        value = ZIP_CRC.combine(value, part, end - start)
+    return value
 
 
 class TensorLayout:

@@ -84,7 +84,7 @@ class Request:
             else:
                 self.scratch += 0 if part.prepared else part.prepare(len(cut))
                 self._places.add(part.place(cut.offset, len(cut)))
-            if part.summed:
+            if part.sums is not None:
                 self._checks.append(Check(cut.start, cut.end, None, ZIP_CRC))
             self._cuts.append(cut)
             self._end = cut.end

@@ -35,12 +35,16 @@ STATE: dict[str, Any] = {
 
 
 class Flips(TransportWrapper):
-    """Turns round one bit of an object's data wherever it is received, ``times`` times."""
+    """Turns round one bit of an object's data wherever it is received, ``times`` times.
 
-    def __init__(self, inner: Any, offset: int, times: int | None = 1) -> None:
+    The first ``skipped`` times it arrives well.
+    """
+
+    def __init__(self, inner: Any, offset: int, times: int | None = 1, skipped: int = 0) -> None:
         super().__init__(inner)
         self.offset = offset
         self.times = times
+        self.skipped = skipped
         self.struck = 0
         self.left = 0
         self.lock = threading.Lock()
@@ -61,8 +65,11 @@ class _Flipping:
         at = self.flips.offset - self.position
         with self.flips.lock:
             if 0 <= at < count and self.flips.struck != self.flips.times:
-                self.flips.struck += 1
-                buffer[at] ^= 0x10
+                if self.flips.skipped:
+                    self.flips.skipped -= 1
+                else:
+                    self.flips.struck += 1
+                    buffer[at] ^= 0x10
         self.position += count
         return count
 
@@ -284,6 +291,40 @@ def test_a_slice_of_torchs_checkpoint_is_not_verified_and_said_to_be(
         stats = load(memory, {"w": WIDE * 0}, Flips(memory.transport, -1), planner)
     assert (stats.verified_items, stats.unverified_items) == (0, 1)
     assert "1 of 1 items" in caplog.text
+
+
+ALL = (slice(0, 1500), slice(0, 1111))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_each_copy_of_torchs_tensor_is_verified(
+    memory: Place, tmp_path: Path, shared: bool
+) -> None:
+    """Each is received by requests of its own; a plan may hold one request twice."""
+
+    class Twice(Part):
+        def finish_plan(self, plan: LoadPlan) -> LoadPlan:
+            items = super().finish_plan(plan).items
+            return LoadPlan(items[:1] * 2 if shared else items)
+
+        def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
+            return self.got[0] if shared and self.got else super().resolve_tensor(read_item)
+
+    torch_saved(memory, {"w": WIDE}, tmp_path)
+    place = items_of(memory)["w"].length // 2
+    for skipped in (0, 1):
+        flips = Flips(memory.transport, place, skipped=skipped)
+        planner = Twice([ALL, ALL])
+        stats = load(memory, {"w": WIDE * 0}, flips, planner)
+        assert (stats.damaged_chunks, stats.verified_items, flips.struck) == (1, 1, 1)
+        assert planner.committed == [(1500, 1111)] * 2
+
+
+def test_a_slice_beside_the_whole_is_not_said_to_be_verified(memory: Place, tmp_path: Path) -> None:
+    torch_saved(memory, {"w": WIDE}, tmp_path)
+    for boxes in ([ALL, *BOXES["rows"]], [*BOXES["inner"], ALL]):
+        stats = load(memory, {"w": WIDE * 0}, Flips(memory.transport, -1), Part(boxes))
+        assert (stats.verified_items, stats.unverified_items) == (0, 1)
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -242,3 +242,24 @@ def lost(exchange: Exchange) -> bool:
     exchange.take()
     exchange.close_connection = True
     return True
+
+
+def at_work(blanks: int) -> Step:
+    """The head of the answer at once, blanks every half a second, then the rest: as S3 does."""
+
+    def step(exchange: Exchange) -> bool:
+        exchange.take()
+        exchange.send_response(200)
+        exchange.send_header("Transfer-Encoding", "chunked")
+        exchange.end_headers()
+        chunks = [b'<?xml version="1.0"?>', *[b" "] * blanks]
+        for chunk in chunks:
+            exchange.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+            exchange.script.released.wait(0.5)
+        text = b'<CopyObjectResult><ETag>"part"</ETag></CopyObjectResult>'
+        if exchange.command == "POST":
+            text = MULTIPART["uploadId"]
+        exchange.wfile.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(text), text))
+        return True
+
+    return step

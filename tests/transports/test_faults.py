@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import socket
 import ssl
@@ -16,6 +17,7 @@ from support.scripted import (
     BLOB,
     Scripted,
     Step,
+    at_work,
     black_hole,
     broken,
     deaf,
@@ -283,6 +285,17 @@ def test_the_other_parts_end_when_one_is_refused(plain: Scripted) -> None:
     assert plain.seen[-1][0] == "DELETE", "it is aborted"
 
 
+def test_what_the_server_works_on_is_asked_for_once(plain: Scripted) -> None:
+    """A second copy, or a second completion, would be done besides the first."""
+    plain.script = [None, at_work(6)]
+    transport_to(plain).copy("bucket", "key", "bucket", "other")
+    assert [method for method, _, _ in plain.seen] == ["HEAD", "PUT"]
+    plain.script, plain.seen = [None, None, None, None, at_work(6)], []
+    assert upload(plain).retries == 0
+    completed = [path for method, path, _ in plain.seen if method == "POST"]
+    assert len(completed) == 2, "it was begun, and completed"
+
+
 def test_a_halt_ends_the_wait_for_an_answer(plain: Scripted) -> None:
     halt = Halt()
 
@@ -294,6 +307,64 @@ def test_a_halt_ends_the_wait_for_an_answer(plain: Scripted) -> None:
     with halted_by(halt), pytest.raises(EndpointError):
         transport_to(plain).head("bucket", "key")
     assert len(plain.seen) == 1
+
+
+def test_a_record_that_is_never_complete_runs_out_of_time(
+    authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TLS gives nothing before all of a record is there, however its bytes trickle in."""
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "authority.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    stopped, threads = threading.Event(), list[threading.Thread]()
+
+    def crawl(connection: socket.socket) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_side=True)
+        with connection, contextlib.suppress(OSError):
+            while True:
+                try:
+                    tls.do_handshake()
+                    request = tls.read(65536)
+                    break
+                except ssl.SSLWantReadError:
+                    connection.sendall(outgoing.read())
+                    incoming.write(connection.recv(65536))
+            assert request.startswith(b"HEAD")
+            connection.sendall(outgoing.read())
+            tls.write(b"HTTP/1.1 200 OK\r\n".ljust(16_000, b"x"))
+            for byte in outgoing.read():
+                connection.sendall(bytes([byte]))
+                if stopped.wait(0.1):
+                    return
+
+    def listen() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threads.append(threading.Thread(target=crawl, args=(listener.accept()[0],)))
+                threads[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threads.append(threading.Thread(target=listen))
+        threads[0].start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        found: list[BaseException] = []
+
+        def ask() -> None:
+            try:
+                transport_to(url, give_up_after=1, read_timeout=1).head("bucket", "key")
+            except StorageError as error:
+                found.append(error)
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(15)
+        stopped.set()
+        listener.shutdown(socket.SHUT_RDWR)
+    for thread in threads:
+        thread.join(10)
+    assert [type(error) for error in found] == [DeadlineError]
 
 
 def test_credentials_are_looked_for_anew(

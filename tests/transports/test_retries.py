@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,30 @@ def test_a_halt_ends_pauses() -> None:
     with halted_by(halt):
         effort = Effort(Limits(pause_factor=1e9, give_up_after=1e12))
     assert not effort.failed(Kind.UNREACHABLE, EndpointError("no"))
+
+
+def test_a_halt_ends_nothing_that_was_left() -> None:
+    """Who has left may have handed its connection to somebody else."""
+    halt, ending, left = Halt(), threading.Event(), threading.Event()
+
+    def end() -> None:
+        ending.set()
+        ended.append(left.wait(0.5))
+
+    def request() -> None:
+        with halt.ending(end):
+            entered.set()
+            ending.wait(10)
+        left.set()
+
+    ended: list[bool] = []
+    entered = threading.Event()
+    thread = threading.Thread(target=request)
+    thread.start()
+    assert entered.wait(10)
+    halt.set()
+    thread.join(10)
+    assert ended == [False]
 
 
 def test_requests_of_a_thread_join_its_effort() -> None:
@@ -268,6 +293,41 @@ def test_a_slow_body_is_given_up(rate: int, slow: bool) -> None:
             guard.check()
     else:
         guard.check()
+
+
+def test_what_the_server_works_on_is_waited_for() -> None:
+    """S3 answers a copy at once, and sends blanks until it is done."""
+    guard, _, timeouts = guard_of(Patience(60))
+    guard.send()
+    guard.answer(None)
+    guard.body()
+    for _ in range(100):
+        guard.received(1, 5.0)
+        guard.check()
+    assert timeouts[-1] == 60
+
+
+@pytest.mark.parametrize("way", ["sent", "head"])
+def test_a_connection_that_crawls_ends_by_the_deadline(way: str) -> None:
+    clock = Clock()
+    effort = effort_of(clock, Limits(give_up_after=30))
+    guard = Guard(Patience(60), effort, [].append, clock)
+    guard.send()
+    if way == "head":
+        guard.answer(QUICK)
+
+    def crawl() -> None:
+        while clock.now < 1100:
+            clock.now += 1
+            if way == "head":
+                guard.received(1, 1.0)
+                guard.check()
+            else:
+                guard.sent(1)
+
+    with effort.working(), pytest.raises(TimeoutError):
+        crawl()
+    assert 1030 <= clock.now <= 1031
 
 
 def test_a_slow_reader_is_no_slow_server() -> None:

@@ -32,9 +32,9 @@ class Halt:
         """End them."""
         with self._lock:
             self._event.set()
-            ends = list(self._ends.values())
-        for end in ends:
-            end()
+            # Under the lock: who leaves in between may have handed on already what ``end`` ends.
+            for end in self._ends.values():
+                end()
 
     def is_set(self) -> bool:
         """Whether it was."""

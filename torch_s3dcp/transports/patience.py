@@ -129,7 +129,7 @@ class Guard:
         self._timeout = 0.0
         self._waited = 0.0
         self._begun = 0.0
-        self._is_body = False
+        self._is_body = self._at_work = False
         self._bytes = self._received = 0
         self._window = 0.0
         self._slow = False
@@ -140,13 +140,20 @@ class Guard:
         self._expect(_SENDING)
 
     def sent(self, count: int) -> None:
-        """So many bytes of it were taken."""
+        """So many bytes of it were taken.
+
+        Raises:
+            TimeoutError: Too few, in all the time that there was.
+        """
         self._effort.moved(count)
         self._came()
+        if self._effort.left <= 0:
+            raise TimeoutError("the connection takes too few bytes")
 
     def answer(self, first: float | None) -> None:
         """It is sent. ``first``: how long to wait at first; None: as long as it takes."""
         self._begun = self._clock()
+        self._at_work = first is None
         self._expect(self._patience.longest if first is None else first)
 
     def body(self) -> None:
@@ -154,7 +161,8 @@ class Guard:
         self._patience.answered(self._first, self._clock() - self._begun)
         self._is_body = True
         self._begun = self._clock()
-        self._expect(QUICK)
+        # S3 begins its answer to what it works on at once, and sends blanks until it is done.
+        self._expect(self._first)
 
     def received(self, count: int, seconds: float) -> None:
         """So many bytes have come, after so long.
@@ -163,6 +171,7 @@ class Guard:
         """
         self._came()
         if not self._is_body:
+            self._slow = self._effort.left <= 0
             return
         self._effort.waited(seconds)
         self._effort.moved(count)
@@ -173,7 +182,7 @@ class Guard:
             return
         rate = self._bytes / self._window
         late = self._effort.left <= 0
-        least = self._patience.least_rate(self._effort.abandoned)
+        least = 0.0 if self._at_work else self._patience.least_rate(self._effort.abandoned)
         self._slow = late or (rate < least and self._patience.spend())
         self._bytes, self._window = 0, 0.0
 

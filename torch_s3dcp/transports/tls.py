@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -106,9 +108,12 @@ class TLSSocket:
         target = memoryview(buffer).cast("B")
         filled, ended = self._decrypt(target) if self.pending else (0, False)
         readable: Any = source  # all that is asked of it is its file descriptor
+        until = self._until()
         while not filled and not ended:
-            # Waited for here, so that who has the turn never waits for the network.
-            if not wait_for_read(readable, self._plain.gettimeout()):
+            # Waited for here, so that who has the turn never waits for the network. All in all no
+            # longer than the timeout: nothing can be decrypted before a record is complete.
+            rest = max(0.0, until - time.monotonic())
+            if not wait_for_read(readable, None if rest == math.inf else rest):
                 raise TimeoutError("timed out")
             with self._turn:
                 count = source.readinto(self._ciphertext)
@@ -142,7 +147,13 @@ class TLSSocket:
         """Close, as soon as no file is open on it any more."""
         self._plain.close()
 
+    def _until(self) -> float:
+        """When a wait that begins now is over."""
+        limit = self._plain.gettimeout()
+        return math.inf if limit is None else time.monotonic() + limit
+
     def _handshake(self) -> None:
+        until = self._until()
         while True:
             try:
                 self._tls.do_handshake()
@@ -153,6 +164,8 @@ class TLSSocket:
                 count = self._plain.recv_into(self._ciphertext)
                 if not count:
                     raise ssl.SSLEOFError("the server hung up during the handshake") from None
+                if time.monotonic() > until:
+                    raise TimeoutError("the handshake takes too long") from None
                 self._incoming.write(self._ciphertext[:count])
             except ssl.SSLError:
                 self._flush()  # the server is told why
