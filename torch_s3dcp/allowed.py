@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from .exceptions import ConfigurationError
-from .interpreter import Allowed, RefusedError, set_attributes
+from .interpreter import Allowed, RefusedError, check_key, set_attributes
 
 #: What a user may allow: a class or function, or one with the name that pickles call it by.
 SafeGlobal = Callable[..., Any] | tuple[Callable[..., Any], str]
@@ -57,6 +57,10 @@ def _from_items(make: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*arguments: Any) -> Any:
         _need(all(type(a) in (list, tuple, dict, OrderedDict) for a in arguments), make.__name__)
+        for items in arguments:
+            for item in items:
+                pair = make is OrderedDict and type(item) in (list, tuple) and item
+                check_key(item[0] if pair else item)
         return make(*arguments)
 
     return call
@@ -69,6 +73,7 @@ def _deque(items: Any = (), maxlen: Any = None) -> Any:
 
 def _defaultdict(factory: Any = None, items: Any = None) -> Any:
     _need(factory is None or factory in _FACTORIES, "defaultdict")
+    _need(items is None or type(items) is dict, "defaultdict")
     return defaultdict(factory, *([] if items is None else [items]))
 
 
@@ -92,7 +97,9 @@ def _size(values: Any) -> torch.Size:
 
 
 def _layout(text: Any) -> Any:
-    layout = getattr(torch, str(text).removeprefix("torch."), None)
+    _need(type(text) is str, "torch.serialization._get_layout")
+    # Not getattr: that imports modules of torch.
+    layout = vars(torch).get(text.removeprefix("torch."))
     _need(isinstance(layout, torch.layout), "torch.serialization._get_layout")
     return layout
 
@@ -103,7 +110,8 @@ def _namespace(make: Callable[[], Any]) -> Allowed:
         set_attributes(target, state)
 
     kind: Any = make
-    return Allowed(kind, make, build)
+    # Without arguments: a keyword such as __reduce_ex__ would decide how it is saved anew.
+    return Allowed(kind, lambda: make(), build)
 
 
 # Arrays of numpy ----------------------------------------------------------------------
@@ -141,7 +149,9 @@ def _build_array(target: np.ndarray[Any, Any], state: Any) -> None:
     count = 1
     for size in shape:
         count *= size
-    _need(count < 2**62 and count * dtype.itemsize == len(raw), _RAW)
+    # Items of no bytes would be an array as large as it likes.
+    _need(count < 2**62 and (dtype.itemsize > 0 or not count), _RAW)
+    _need(count * dtype.itemsize == len(raw), _RAW)
     target.__setstate__(state)
 
 
@@ -154,19 +164,45 @@ def _scalar(dtype: Any, raw: Any = b"") -> Any:
 # Tensors inside of other things -------------------------------------------------------
 
 
+class Memory:
+    """The memory of tensors, which only tensors may be made of.
+
+    Saved anew as what it is, a storage would come back as a tensor.
+    """
+
+    def __init__(self, flat: torch.Tensor) -> None:
+        self.flat = flat
+
+    def __reduce__(self) -> Any:
+        raise RefusedError("it holds a storage that is no tensor's")
+
+
 def _tensor(
-    memory: Any, offset: Any, size: Any, stride: Any, requires_grad: Any = False, *_: Any
+    memory: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    requires_grad: Any = False,
+    _: Any = None,
+    flags: Any = None,
 ) -> torch.Tensor:
-    _need(isinstance(memory, torch.Tensor), _REBUILD)
+    _need(type(memory) is Memory, _REBUILD)
     # Raises for what lies outside of the memory.
-    view: torch.Tensor = memory.as_strided(size, stride, offset)
+    view: torch.Tensor = memory.flat.as_strided(size, stride, offset)
+    # What is to be negated or conjugated when it is looked at.
+    _need(flags is None or (type(flags) is dict and set(flags) <= {"conj", "neg"}), _REBUILD)
+    if flags and flags.get("conj"):
+        view = view.conj()
+    if flags and flags.get("neg"):
+        view = torch._neg_view(view)
     return view.requires_grad_(bool(requires_grad))
 
 
 def _tensor_v3(memory: Any, *rest: Any) -> torch.Tensor:
-    _need(isinstance(memory, torch.Tensor) and len(rest) >= 6, _REBUILD)
+    _need(type(memory) is Memory and len(rest) >= 6, _REBUILD)
     _need(isinstance(rest[5], torch.dtype), _REBUILD)
-    return _tensor(memory.view(rest[5]), *rest[:4])
+    offset, size, stride, grad, _, dtype, *flags = rest
+    return _tensor(Memory(memory.flat.view(dtype)), offset, size, stride, grad, None, *flags[:1])
 
 
 def _parameter(data: Any, requires_grad: Any = True, *_: Any) -> torch.nn.Parameter:
@@ -272,6 +308,7 @@ def _values() -> dict[str, Allowed]:
 # Protocol 2, which torch.save uses, calls builtins by their names of Python 2.
 _OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg", "exceptions": "builtins"}
 _OLD_NAMES = {"builtins.xrange": "builtins.range", "builtins.unicode": "builtins.str"}
+_OLD_NAMES["builtins.long"] = "builtins.int"
 _DEFAULT = {**_functions(), **_classes(), **_values()}
 
 
@@ -295,8 +332,18 @@ def check_safe_globals(allowed: Any) -> tuple[SafeGlobal, ...]:
     return found
 
 
+_MESH: Any = torch.distributed.device_mesh.DeviceMesh
+
+
+def _no_call(*_: Any) -> Any:
+    raise RefusedError("it makes a device mesh, which talks to other ranks")
+
+
 def _trusted(value: Any) -> Allowed:
-    return Allowed(value, value, _build_trusted if isinstance(value, type) else None, trusted=True)
+    # torch declares it safe by itself; a new one waits for ranks that do not come. Pickles
+    # of meshes make none: they give one its state.
+    call = _no_call if value is _MESH else value
+    return Allowed(value, call, _build_trusted if isinstance(value, type) else None, trusted=True)
 
 
 def _build_trusted(target: Any, state: Any) -> None:

@@ -3,7 +3,8 @@
 A planner decodes an item with ``torch.load(weights_only=False)``, which does what the bytes
 say. It is therefore never given bytes from the bucket, but new ones:
 
-* A pickle that names nothing holds numbers, text and containers. It is put into a new archive.
+* A pickle that names nothing and makes no tuples, which may be keys that take for ever to hash,
+  holds numbers, text and containers. It is put into a new archive.
 * Any other is carried out by ``interpreter``, and what came of it is saved anew.
 
 So nothing depends on whether two programs read the same bytes in the same way.
@@ -18,10 +19,10 @@ from typing import Any
 
 import torch
 
-from .allowed import SafeGlobal, allowed_names
+from .allowed import Memory, SafeGlobal, allowed_names
 from .exceptions import InvalidCheckpointError
 from .interpreter import Interpreter, RefusedError
-from .pickles import check_sizes
+from .pickles import check_sizes, makes_tuples
 from .records import PICKLE, archive_of, is_archive, read_records
 
 _TRUST = "or pass trust_checkpoint=True to the storage reader, which lets the bucket run code"
@@ -61,7 +62,7 @@ def _vetted(data: bytes, safe_globals: Sequence[SafeGlobal]) -> bytes:
         raise RefusedError("it is a TorchScript archive, which holds code")
     pickled = bytes(records[PICKLE])
     check_sizes(pickled)
-    if _is_plain(pickled):
+    if not makes_tuples(pickled) and _is_plain(pickled):
         return archive_of(pickled)
     value = Interpreter(allowed_names(safe_globals), _Storages(records)).load(pickled)
     output = io.BytesIO()
@@ -99,7 +100,7 @@ class _Storages:
         self._records = records
         self._known: dict[str, torch.Tensor] = {}
 
-    def __call__(self, pid: Any) -> torch.Tensor:
+    def __call__(self, pid: Any) -> Memory:
         if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
             raise RefusedError("a persistent id that is no storage")
         _, dtype, key, _, count = pid
@@ -112,7 +113,7 @@ class _Storages:
         flat = self._known[key]
         if len(flat) != count * dtype.itemsize:
             raise ValueError(f"storage {key} has another size than the item says")
-        return flat.view(dtype)
+        return Memory(flat.view(dtype))
 
 
 def _advice(error: RefusedError) -> str:

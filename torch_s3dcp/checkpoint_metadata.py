@@ -147,7 +147,8 @@ def _path(*parts: str) -> str:
 
 
 def _layout(text: str) -> torch.layout:
-    layout = getattr(torch, str(text).removeprefix("torch."), None)
+    # Not getattr: that imports modules of torch.
+    layout = vars(torch).get(str(text).removeprefix("torch."))
     if not isinstance(layout, torch.layout):
         raise InvalidCheckpointError(f"unknown layout {text!r} in the checkpoint's metadata")
     return layout
@@ -214,7 +215,7 @@ class _Unpickler(pickle.Unpickler):
         if allowed is not None:
             return _stand_in(allowed)
         if module == "torch":
-            value = getattr(torch, name, None)
+            value = vars(torch).get(name)
             if isinstance(value, (torch.dtype, torch.layout, torch.memory_format)):
                 # Nothing can be set on these.
                 allowed = value

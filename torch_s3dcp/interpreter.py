@@ -15,6 +15,9 @@ from typing import Any
 
 _MARK = object()
 _DICTS = (dict, OrderedDict, defaultdict)
+# Parts of a key at most, counted as often as they are met.
+_KEY_PARTS = 10_000
+_KEY_DEPTH = 100
 
 
 class RefusedError(ValueError):
@@ -59,6 +62,32 @@ def set_attributes(target: Any, state: Any) -> None:
                 setattr(target, name, value)
             else:
                 target.__dict__[name] = value
+
+
+def check_key(key: Any) -> Any:
+    """Refuse what takes long to hash or compare, or has no end for the stack.
+
+    A tuple of 45 levels that holds each level twice has 2**45 parts, and Python's hash of a
+    tuple that is nested a million times overflows the stack.
+    """
+    if type(key) is str or (type(key) is int and -(2**64) < key < 2**64):
+        return key
+    found, left = 0, [(key, 0)]
+    while left:
+        part, depth = left.pop()
+        found += 1
+        if isinstance(part, (tuple, frozenset)):
+            found += len(part)
+            depth += 1
+            if found <= _KEY_PARTS:
+                left += [(inner, depth) for inner in part]
+        elif isinstance(part, slice):
+            left += [(inner, depth + 1) for inner in (part.start, part.stop, part.step)]
+        elif isinstance(part, int):
+            found += part.bit_length() // 64
+        if found > _KEY_PARTS or depth > _KEY_DEPTH:
+            raise RefusedError("a key has too many parts")
+    return key
 
 
 class Interpreter:
@@ -189,13 +218,13 @@ class Interpreter:
         if type(target) not in _DICTS and not self._is_trusted(target):
             raise RefusedError(f"no item may be set of a {type(target).__name__}")
         for position in range(0, len(items), 2):
-            target[items[position]] = items[position + 1]
+            target[check_key(items[position])] = items[position + 1]
 
     def _add_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) is not set:
             raise RefusedError(f"nothing may be added to a {type(target).__name__}")
-        target.update(items)
+        target.update(map(check_key, items))
 
     def _tuple(self, count: int) -> None:
         items = tuple(self._pop() for _ in range(count))
@@ -206,7 +235,7 @@ class Interpreter:
         return [key, value]
 
     def _dict(self, items: list[Any]) -> None:
-        self._stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+        self._stack.append(dict(zip(map(check_key, items[::2]), items[1::2], strict=True)))
 
     def _remember(self, number: int | None) -> None:
         self._memo[len(self._memo) if number is None else number] = self._stack[-1]
@@ -245,7 +274,7 @@ _STEPS: dict[str, _Step] = {
     "TUPLE3": lambda run, _: run._tuple(3),
     "LIST": lambda run, _: run._stack.append(run._to_mark()),
     "DICT": lambda run, _: run._dict(run._to_mark()),
-    "FROZENSET": lambda run, _: run._stack.append(frozenset(run._to_mark())),
+    "FROZENSET": lambda run, _: run._stack.append(frozenset(map(check_key, run._to_mark()))),
     "APPEND": lambda run, _: run._extend([run._pop()]),
     "APPENDS": lambda run, _: run._extend(run._to_mark()),
     "SETITEM": lambda run, _: run._set_items(run._pair()),

@@ -34,11 +34,14 @@ def _argument_sizes() -> list[int]:
 _SIZES = _argument_sizes()
 
 
-def _harmless_run() -> re.Pattern[bytes]:
-    """Opcodes with arguments of a fixed size that say nothing about sizes, some at once."""
+def _harmless_run(*others: int) -> re.Pattern[bytes]:
+    """Opcodes with arguments of a fixed size that say nothing about sizes, some at once.
+
+    None of them is one of ``others``.
+    """
     codes: dict[int, bytes] = {}
     for code, size in enumerate(_SIZES):
-        if size >= 0 and code not in (_STOP, _LONG_BINPUT):
+        if size >= 0 and code not in (_STOP, _LONG_BINPUT, *others):
             codes[size] = codes.get(size, b"") + re.escape(bytes([code]))
     kinds = [b"[" + codes[size] + b"]" + b"." * size for size in sorted(codes)]
     # Integers of up to 8 bytes: states of random number generators are full of them.
@@ -47,6 +50,9 @@ def _harmless_run() -> re.Pattern[bytes]:
 
 
 _HARMLESS_RUN = _harmless_run()
+# All but the empty tuple, and frozen sets.
+_TUPLES = frozenset(b"t\x85\x86\x87\x91")
+_RUN_WITHOUT_TUPLES = _harmless_run(*_TUPLES)
 _LINE_COUNTS = {ord(op.code): _LINES.get(op.name, 1) for op in pickletools.opcodes}
 
 
@@ -86,6 +92,28 @@ def check_sizes(data: bytes) -> int:
         else:
             raise ValueError(f"unknown opcode {opcode:#x} at {position - 1}")
     raise ValueError("the pickle has no end")
+
+
+def makes_tuples(data: bytes) -> bool:
+    """Whether a pickle, which ``check_sizes`` has passed, makes tuples or frozen sets."""
+    position = 0
+    while True:
+        run = _RUN_WITHOUT_TUPLES.match(data, position)
+        if run is not None:
+            position = run.end()
+            continue
+        opcode = data[position]
+        size = _SIZES[opcode]
+        position += 1
+        if opcode in _TUPLES or opcode == _STOP:
+            return opcode != _STOP
+        if size >= 0:
+            position += size
+        elif size in _LENGTHS:
+            width, form = _LENGTHS[size]
+            position += width + int(unpack_from(form, data, position)[0])
+        else:
+            position = _skip_lines(data, position, opcode)
 
 
 def _skip_lines(data: bytes, position: int, opcode: int) -> int:

@@ -87,7 +87,7 @@ class RetryingClient:
 
 
 def _done(answer: Any, name: str) -> Any:
-    """What botocore takes for an answer. It takes "300 Multiple Choices" for one: nothing is done.
+    """What botocore takes for an answer; of "300 Multiple Choices", too, though nothing is done.
 
     Raises:
         ClientError: It is that.

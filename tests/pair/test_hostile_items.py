@@ -1,0 +1,110 @@
+"""Items that do harm without naming anything forbidden, and values that must not change."""
+
+from __future__ import annotations
+
+import collections
+import io
+import struct
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from campaigns._gadgets import archive
+from torch_s3dcp.blobs import vetted
+from torch_s3dcp.exceptions import InvalidCheckpointError
+
+# 45 levels that each hold the one below twice; 200,000 levels of one.
+WIDE, DEEP = b")" + b"2\x86" * 45, b")" + b"\x85" * 200_000
+
+
+def name(module: str, what: str) -> bytes:
+    return f"c{module}\n{what}\n".encode()
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+KEYS = {
+    "key": b"}%bNs",
+    "key beside a name": name("torch", "float32") + b"0}%bNs",
+    "keys": b"}(%bNu",
+    "dict": b"(%bNd",
+    "set": name("builtins", "set") + b"](%be\x85R",
+    "set items": b"\x8f(%b\x90",
+    "frozen set": b"(%b\x91",
+    "pair": name("collections", "OrderedDict") + b"](](%bNee\x85R",
+}
+
+
+@pytest.mark.parametrize("nested", [WIDE, DEEP], ids=["wide", "deep"])
+@pytest.mark.parametrize("form", KEYS.values(), ids=KEYS)
+def test_a_key_that_takes_for_ever_to_hash_is_refused(form: bytes, nested: bytes) -> None:
+    with pytest.raises(InvalidCheckpointError, match="a key has too many parts"):
+        vetted(archive(b"\x80\x04" + form % nested + b"."))
+
+
+def test_usual_keys_are_kept() -> None:
+    value = {(1, ("a", 2)): frozenset([1, (2, 3)]), 2**70: {(4, 5)}, "x": None}
+    assert loaded(value) == value
+
+
+@pytest.mark.parametrize(
+    "bag", [name("types", "SimpleNamespace"), name("argparse", "Namespace")], ids=["simple", "args"]
+)
+def test_no_module_is_imported_through_a_namespace(bag: bytes) -> None:
+    # Saving it anew would call str for a name, and look for it in the module.
+    keywords = b"}(" + text("__reduce_ex__") + name("builtins", "str")
+    keywords += text("__module__") + text("stringprep") + b"u"
+    sys.modules.pop("stringprep", None)
+    with pytest.raises(InvalidCheckpointError):
+        vetted(archive(b"\x80\x04" + bag + b")" + keywords + b"\x92."))
+    assert "stringprep" not in sys.modules
+
+
+def test_no_device_mesh_is_made() -> None:
+    mesh = name("torch.distributed.device_mesh", "DeviceMesh")
+    with pytest.raises(InvalidCheckpointError, match="talks to other ranks"):
+        vetted(archive(b"\x80\x02" + mesh + text("cpu") + b"]K\0a\x86R."))
+
+
+def test_arrays_of_nothing_have_no_length() -> None:
+    make = name("numpy._core.multiarray", "_reconstruct") + name("numpy", "ndarray")
+    make += b"K\0\x85C\x01b\x87R"
+    dtype = name("numpy", "dtype") + text("S0") + b"\x89\x88\x87R"
+    state = b"(K\x01\x8a\x08" + struct.pack("<q", 2**61) + b"\x85" + dtype + b"\x89C\0tb."
+    with pytest.raises(InvalidCheckpointError, match=r"numpy\.ndarray"):
+        vetted(archive(b"\x80\x04" + make + state))
+
+
+def loaded(value: Any) -> Any:
+    """Through our hands, then decoded as a planner does."""
+    stored = io.BytesIO()
+    torch.save(value, stored)
+    return torch.load(io.BytesIO(vetted(stored.getvalue())), weights_only=False)
+
+
+def test_lazily_conjugated_tensors_keep_their_values() -> None:
+    whole = torch.tensor([1 + 2j, 3 - 4j])
+    imag = whole.clone().conj().imag
+    assert imag.is_neg()
+    assert torch.equal(loaded([imag])[0], imag)
+    assert torch.equal(loaded([whole.conj()])[0], whole.conj())
+
+
+@pytest.mark.parametrize("of", ["untyped_storage", "storage"])
+@pytest.mark.filterwarnings("ignore:TypedStorage")
+def test_a_storage_does_not_come_back_as_a_tensor(of: str) -> None:
+    stored = io.BytesIO()
+    torch.save({"memory": getattr(torch.arange(4.0), of)()}, stored)
+    with pytest.raises(InvalidCheckpointError, match="storage"):
+        vetted(stored.getvalue())
+
+
+def test_counts_by_default_are_kept() -> None:
+    value = collections.defaultdict(int, a=1)
+    found = loaded(value)
+    assert found == value
+    assert found.default_factory is int
