@@ -26,7 +26,9 @@ def _argument_sizes() -> list[int]:
     sizes = [_UNKNOWN] * 256
     for opcode in pickletools.opcodes:
         argument = opcode.arg
-        if not opcode.name.startswith("EXT"):  # numbers for names, which nobody registers
+        # EXT: numbers for names, which nobody registers. DUP: no pickler writes it, and with it a
+        # few bytes make a key that takes for ever to hash.
+        if not opcode.name.startswith(("EXT", "DUP")):
             sizes[ord(opcode.code)] = 0 if argument is None else argument.n
     return sizes
 

@@ -33,6 +33,7 @@ from torch_s3dcp.exceptions import (
     ConfigurationError,
     CredentialsError,
     EndpointError,
+    IntegrityError,
     InvalidCheckpointError,
     InvalidURIError,
     ObjectChangedError,
@@ -327,17 +328,27 @@ def test_a_missing_object(damaged: tuple[Place, str, str], reader: str) -> None:
         assert type(error) is ObjectNotFoundError
 
 
+@pytest.mark.parametrize(
+    ("integrity", "kind", "said"),
+    [
+        ("full", IntegrityError, "do not match the checksum"),
+        ("headers", InvalidCheckpointError, "cannot be decoded"),
+    ],
+)
 @pytest.mark.parametrize("reader", READERS)
-def test_bytes_that_are_no_item(damaged: tuple[Place, str, str], reader: str) -> None:
+def test_bytes_that_are_no_item(
+    damaged: tuple[Place, str, str], reader: str, integrity: str, kind: type, said: str
+) -> None:
     place, key, _ = damaged
     place.transport.put(place.bucket, key, os.urandom(len(place.read(key))))
+    state = {"w": torch.zeros(300, 200)}
     error = refused(
-        lambda: place.load({"w": torch.zeros(300, 200)}, "tensor", reader_constructor=reader),
-        "cannot be decoded",
+        lambda: place.load(state, "tensor", reader_constructor=reader, integrity=integrity),
+        said,
         key,
         "item 'w'",
     )
-    assert type(error) is InvalidCheckpointError
+    assert type(error) is kind
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_what_is_committed_may_be_used(memory: Place, device: Lazy | Cuda) -> No
     with device.module.stream(device.module.Stream(device=device.device)):
         load(memory, {n: device.put(torch.zeros(BIG)) for n in saved}, planner)
     device.module.synchronize()
-    assert_same({name: device.see(value) for name, value in planner.seen.items()}, saved)
+    assert_same({name: device.see(planner.seen[name]) for name in saved}, saved)
 
 
 def test_work_that_was_queued_before_goes_first(memory: Place, device: Lazy | Cuda) -> None:

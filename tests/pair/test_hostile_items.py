@@ -14,9 +14,11 @@ import torch
 from campaigns._gadgets import archive
 from torch_s3dcp.blobs import vetted
 from torch_s3dcp.exceptions import InvalidCheckpointError
+from torch_s3dcp.records import archive_of
 
 # 45 levels that each hold the one below twice; 200,000 levels of one.
-WIDE, DEEP = b")" + b"2\x86" * 45, b")" + b"\x85" * 200_000
+WIDE = b")" + b"".join(b"q%ch%c\x86" % (level, level) for level in range(45))
+DEEP = b")" + b"\x85" * 200_000
 
 
 def name(module: str, what: str) -> bytes:
@@ -108,3 +110,13 @@ def test_counts_by_default_are_kept() -> None:
     found = loaded(value)
     assert found == value
     assert found.default_factory is int
+
+
+@pytest.mark.parametrize("name", ["builtins.getattr", "posix.system", "runpy.run"])
+def test_nobody_is_advised_to_allow_what_allows_all(name: str) -> None:
+    module, _, attribute = name.partition(".")
+    pickled = b"\x80\x02c" + f"{module}\n{attribute}\n".encode() + b")R."
+    with pytest.raises(InvalidCheckpointError) as caught:
+        vetted(archive_of(pickled))
+    assert "trust_checkpoint" in str(caught.value)
+    assert "safe_globals" not in str(caught.value)

@@ -194,7 +194,7 @@ def test_every_operation_ends(plain: Scripted, use: str) -> None:
 
 
 def test_a_server_that_trickles_for_ever_runs_out_of_time(plain: Scripted) -> None:
-    plain.always = trickle(2000)
+    plain.always = trickle(200)
     with pytest.raises(DeadlineError) as caught:
         read(plain, give_up_after=3.0, max_attempts=1000)
     assert caught.value.byte_range == (0, len(BLOB))

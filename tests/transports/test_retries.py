@@ -304,7 +304,11 @@ def test_what_the_server_works_on_is_waited_for() -> None:
     for _ in range(100):
         guard.received(1, 5.0)
         guard.check()
-    assert timeouts[-1] == 60
+    for _ in range(29):
+        guard.stalled()
+    assert set(timeouts) == {2}
+    with pytest.raises(TimeoutError):
+        guard.stalled()
 
 
 @pytest.mark.parametrize("way", ["sent", "head"])

@@ -69,3 +69,10 @@ def test_what_passes_asks_for_no_more_than_its_length(noise: bytes) -> None:
 def test_oversized_and_broken_pickles_are_refused(bad: bytes) -> None:
     with pytest.raises(ValueError, match=r"size|end|opcode"):
         check_sizes(bad)
+
+
+def test_a_key_that_a_few_bytes_make_endless_is_refused() -> None:
+    data = b"\x80\x02}" + b")" + b"2\x86" * 45 + b"Ns."
+    assert [op.name for op, _, _ in pickletools.genops(data)].count("DUP") == 45
+    with pytest.raises(ValueError, match="opcode 0x32"):
+        check_sizes(data)
