@@ -94,6 +94,8 @@ class Effort:
         self._sleep = self.halt.wait if self.halt else sleep
         self._of_kind: Counter[Kind] = Counter()
         self._moved = 0
+        # In this try, and in the one that got furthest: what is sent again is no progress.
+        self._sent = self._sent_most = 0
         self._spent = 0.0
         self._since: float | None = None
 
@@ -101,7 +103,7 @@ class Effort:
     def left(self) -> float:
         """Seconds that the request may still take."""
         running = 0.0 if self._since is None else self._clock() - self._since
-        return self.limits.allowed(self._moved) - self._spent - running
+        return self.limits.allowed(self._moved + self._sent_most) - self._spent - running
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -122,8 +124,17 @@ class Effort:
             self._spent += seconds
 
     def moved(self, count: int) -> None:
-        """So many bytes were sent or received."""
+        """So many bytes were received."""
         self._moved += count
+
+    def begin_sending(self) -> None:
+        """The request is sent from its beginning."""
+        self._sent = 0
+
+    def sent(self, count: int) -> None:
+        """So many bytes were sent."""
+        self._sent += count
+        self._sent_most = max(self._sent_most, self._sent)
 
     def progress(self, moved: int) -> None:
         """New bytes have arrived, ``moved`` in all."""
@@ -168,8 +179,9 @@ class Effort:
 
     def _late(self, error: BaseException) -> DeadlineError:
         where = error.context if isinstance(error, S3DCPError) else {}
+        allowed = self.limits.allowed(self._moved + self._sent_most)
         return DeadlineError(
-            f"given up: {self.limits.allowed(self._moved):.0f} s brought too little, of late "
+            f"given up: {allowed:.0f} s brought too little, of late "
             f"{_in_words(error)}; see whether the server is up and the network fast enough, or "
             "allow more with S3ClientConfig(give_up_after=...)",
             **{**where, "attempts": self.failures},

@@ -137,6 +137,7 @@ class Guard:
     def send(self) -> None:
         """A request is being sent."""
         self._patience.begin()
+        self._effort.begin_sending()
         self._expect(_SENDING)
 
     def sent(self, count: int) -> None:
@@ -145,7 +146,7 @@ class Guard:
         Raises:
             TimeoutError: Too few, in all the time that there was.
         """
-        self._effort.moved(count)
+        self._effort.sent(count)
         self._came()
         if self._effort.left <= 0:
             raise TimeoutError("the connection takes too few bytes")
