@@ -94,6 +94,9 @@ _lock = threading.Lock()
 _clients: dict[tuple[Any, ...], Client] = {}
 _uploaders: dict[tuple[int, int], TransferManager] = {}
 _part_uploaders: dict[int, Uploader] = {}
+# A client holds some 25 MB: models of S3 and its endpoints. No job needs as many at once, but one
+# whose settings change, such as keys in its environment, would keep them all.
+_MOST_CLIENTS = 16
 # What botocore's own retries leave alone, those of a client of the user's.
 _NOT_BOTOCORES = frozenset({Kind.DAMAGED, Kind.CONFLICT})
 
@@ -132,7 +135,20 @@ def client_for(region: str | None, config: S3ClientConfig, agent: str) -> Client
                 client, complete = _make_client(region, config, agent)
             if complete:
                 _clients[key] = client
+                _forget_oldest()
+        else:
+            # The one that was used last is forgotten last.
+            _clients[key] = _clients.pop(key)
         return client
+
+
+def _forget_oldest() -> None:
+    """Who uses a client that is forgotten keeps it, until done."""
+    while len(_clients) > _MOST_CLIENTS:
+        old = _key(_clients.pop(next(iter(_clients))))
+        _part_uploaders.pop(old, None)
+        for known in [known for known in _uploaders if known[0] == old]:
+            del _uploaders[known]
 
 
 # More threads than this only wait for one another while they hash and sign.
