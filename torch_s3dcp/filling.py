@@ -13,10 +13,9 @@ from .readers.contract import ObjectStream, fill_from
 
 T = TypeVar("T")
 
-# Bytes are verified in steps of this size: they are in the cache still.
-_STEP = 1024 * 1024
-# Steps are no smaller than this only to end with a check.
-_SMALLEST_STEP = 256 * 1024
+# Bytes are verified in steps of this size. Smaller ones stay in the cache, but cost more: after
+# each, a thread waits for the interpreter's lock (docs/design/reliability.md).
+_STEP = 8 * 1024 * 1024
 # How often bytes may arrive damaged before the load fails.
 MOST_TRIES = 3
 
@@ -138,11 +137,10 @@ class Filling(Generic[T]):
         if not self.fetch.checks:
             return self._receive(stream, rest)
         while rest:
-            step = self._checker.step(_STEP, _SMALLEST_STEP)
-            bad = self._receive(stream, rest[:step])
+            bad = self._receive(stream, rest[:_STEP])
             if bad is not None:
                 return bad
-            rest = rest[step:]
+            rest = rest[_STEP:]
         return None
 
     def _receive(self, stream: RangeStream, memory: memoryview) -> Check | None:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.loaders import JSONFileLoader, Loader
+
 from torch_s3dcp import S3ClientConfig, S3Credentials
 from torch_s3dcp.transports import BotoTransport
 
@@ -21,3 +28,40 @@ def test_clients_of_settings_that_nobody_uses_any_more_are_forgotten() -> None:
         assert transport_to(2).client is often
     assert transport_to(1).client is not first
     assert first.meta.endpoint_url == "http://127.0.0.1:1", "who has it can still use it"
+
+
+def test_models_are_read_once_for_all_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Counter[str]()
+    load = JSONFileLoader.load_file
+
+    def counted(loader: JSONFileLoader, path: str) -> Any:
+        read[path] += 1
+        return load(loader, path)
+
+    monkeypatch.setattr(JSONFileLoader, "load_file", counted)
+    transport_to(31).client  # noqa: B018 - made by asking for it
+    read.clear()
+    client: Any = transport_to(32).client
+    assert not read
+    assert client.meta.service_model.operation_model("GetObject").name == "GetObject"
+
+
+def test_folders_of_models_that_the_environment_names_are_looked_into(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    transport_to(33).client  # noqa: B018 - made by asking for it
+    asked = list[list[str]]()
+    load = Loader.load_service_model
+
+    def noted(loader: Loader, *arguments: Any, **options: Any) -> Any:
+        asked.append(loader.search_paths)
+        return load(loader, *arguments, **options)
+
+    monkeypatch.setattr(Loader, "load_service_model", noted)
+    monkeypatch.setenv("AWS_DATA_PATH", str(tmp_path))
+    transport_to(34).client  # noqa: B018 - made by asking for it
+    assert asked
+    assert all(str(tmp_path) in paths for paths in asked)
+    for port in (35, 36, 37):
+        transport_to(port).client  # noqa: B018 - made by asking for it
+    assert len(asked[0]) <= len(set(asked[0])) + 1, "each session adds the same one"

@@ -1,7 +1,7 @@
 """One boto3 client per process and configuration.
 
-Making a client costs 0.2 to 0.3 s of CPU, so they are shared; a forked child starts with
-none, because connections must not be shared between processes.
+They share their connections, and what is known of credentials; a forked child starts with none,
+because connections must not be shared between processes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ..exceptions import ConfigurationError
 from .connections import Connections
 from .errors import translated
 from .exchange import BotocoreExchange, SignedRanges
+from .models import share_models
 from .redirects import end_redirects
 from .retries import Kind, Limits
 from .retrying import RetryingClient
@@ -94,8 +95,8 @@ _lock = threading.Lock()
 _clients: dict[tuple[Any, ...], Client] = {}
 _uploaders: dict[tuple[int, int], TransferManager] = {}
 _part_uploaders: dict[int, Uploader] = {}
-# A client holds some 25 MB: models of S3 and its endpoints. No job needs as many at once, but one
-# whose settings change, such as keys in its environment, would keep them all.
+# No job needs as many at once, but one whose settings change, such as keys in its environment,
+# would keep them all, with their connections.
 _MOST_CLIENTS = 16
 # What botocore's own retries leave alone, those of a client of the user's.
 _NOT_BOTOCORES = frozenset({Kind.DAMAGED, Kind.CONFLICT})
@@ -294,8 +295,11 @@ def _make_boto(
             "aws_secret_access_key": given.secret_access_key,
             "aws_session_token": given.session_token,
         }
-    core = None if config.session else botocore.session.Session(profile=config.profile)
-    session = config.session or boto3.Session(botocore_session=core)
+    session = config.session
+    if session is None:
+        core = botocore.session.Session(profile=config.profile)
+        share_models(core)
+        session = boto3.Session(botocore_session=core)
     client: Boto3S3Client = session.client(
         "s3",
         region_name=region,
