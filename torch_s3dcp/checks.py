@@ -63,15 +63,15 @@ class Checker:
         The bytes are gone through once, and what is found compared with the checksums joined:
         to enter C for each costs more, with all threads that wait for the interpreter's lock.
         """
-        kind, first = self._checks[self._next].kind, self._checks[self._next].start
+        first, _, _, kind = self._checks[self._next]
         place, joined, count = first, 0, 0
+        combine = kind.combine
         for number in range(self._next, len(self._checks)):
-            check = self._checks[number]
-            side_by_side = check.start == place and check.end <= end and check.kind == kind
-            if not side_by_side or check.value is None:
+            start, stop, value, other = self._checks[number]
+            if start != place or stop > end or other is not kind or value is None:
                 break
-            joined = kind.combine(joined, check.value, check.end - check.start)
-            place, count = check.end, count + 1
+            joined = combine(joined, value, stop - start)
+            place, count = stop, count + 1
         if count < 2 or kind.update(block[first - begin : place - begin], 0) != joined:
             return 0
         return count

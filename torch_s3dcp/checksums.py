@@ -8,11 +8,15 @@ parts are combined, so that no byte is looked at twice.
 from __future__ import annotations
 
 import base64
-import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from awscrt import checksums as crt
+
+try:  # the extra "isal": five times as fast as zlib
+    from isal.isal_zlib import crc32
+except ImportError:
+    from zlib import crc32
 
 DEFAULT = "CRC64NVME"
 
@@ -64,8 +68,8 @@ _KNOWN = {
 
 
 CRC64 = _KNOWN[DEFAULT]
-#: What zip archives hold of each record. zlib computes it half as fast again as awscrt.
-ZIP_CRC = Checksum("CRC32", 4, zlib.crc32, crt.combine_crc32)
+#: What zip archives hold of each record. zlib computes it twice as fast as awscrt.
+ZIP_CRC = Checksum("CRC32", 4, crc32, crt.combine_crc32)
 
 
 def combinable(name: str | None) -> Checksum | None:

@@ -42,6 +42,11 @@ class ItemChecksums:
     chunk: int
     values: bytes
 
+    @property
+    def single(self) -> int | None:
+        """The checksum of the whole item, where that is the only one."""
+        return int.from_bytes(self.values, "big") if len(self.values) == _WIDTH else None
+
     def pieces(self, length: int) -> Iterator[tuple[int, int, int]]:
         """Start, end and checksum of every piece of an item of ``length`` bytes."""
         cuts = cuts_of(self.begin, self.end, self.chunk, length)

@@ -38,6 +38,12 @@ class Unit(Generic[T]):
 
     def cuts(self, start: int, end: int) -> Iterator[Cut[T]]:
         """What is wanted of ``[start, end)``."""
+        if len(self.pieces) == 1:
+            (only,) = self.pieces
+            first, last = max(start, only.start), min(end, only.end)
+            if first < last:
+                yield Cut(first, last, first - only.start, only)
+            return
         if len(self._starts) != len(self.pieces):
             self._starts = [piece.start for piece in self.pieces]
         number = max(0, bisect_right(self._starts, start) - 1)
@@ -53,6 +59,8 @@ class Unit(Generic[T]):
         if self.checksums is None:
             return []
         base, stop = self.item
+        if base == start and stop == end and (value := self.checksums.single) is not None:
+            return [Check(start, end, value, CRC64)]
         known = self.checksums.between(start - base, end - base, stop - base)
         return [Check(base + a, base + b, value, CRC64) for a, b, value in known]
 
@@ -61,6 +69,8 @@ class Unit(Generic[T]):
         if self.checksums is None:
             return True
         base, stop = self.item
+        if (start, end) == self.item:
+            return True
         wide = self.checksums.widened(start - base, end - base, stop - base)
         return wide == (start - base, end - base)
 
@@ -102,6 +112,8 @@ def _join(
 ) -> list[Unit[T]]:
     units: list[Unit[T]] = []
     base, stop = item
+    if len(wanted) == 1 and (wanted[0].start, wanted[0].end) == item:
+        return [Unit(base, stop, list(wanted), item, checksums)]
     for piece in wanted:
         start, end = checksums.widened(piece.start - base, piece.end - base, stop - base)
         last = units[-1] if units else None
