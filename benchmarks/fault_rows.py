@@ -20,7 +20,8 @@ def _second_file(key: str) -> bool:
 class Row:
     """One fault.
 
-    ``old``: a version lies there already when a save begins.
+    ``old``: a version lies there already when a save begins. ``outage``: seconds for which the
+    server is gone, from the first request that the rule strikes.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Row:
     rule: FaultRule
     threads: int = 1
     old: bool = False
+    outage: float = 0.0
 
 
 def _load(name: str, text: str, fault: Any, **conditions: Any) -> Row:
@@ -48,6 +50,8 @@ def _refused(name: str, text: str, old: bool) -> Row:
 _WRITES = (*_BODIES, "CreateMultipartUpload")
 _SLOW = faults.Reply(503, "SlowDown")
 _EXPIRED = faults.Reply(400, "ExpiredToken")
+_FIRST_DATA = FaultRule(faults.Reset("body"), "GetObject", _DATA, count=1)
+_FIRST_BODY = FaultRule(faults.Reset("upload"), _BODIES, _DATA, count=1)
 _COMPLETE = "CompleteMultipartUpload"
 
 ROWS = [
@@ -67,6 +71,7 @@ ROWS = [
     _load("stall", "stall 8 s mid-body", faults.Stall(8), count=1),
     _load("black-hole", "black hole once", faults.BlackHole(), count=1),
     _load("trickle", "trickle at 20 kB/s, once", faults.Trickle(20_000), count=1),
+    Row("restart", "load", "server restarts for 10 s", _FIRST_DATA, outage=10),
     Row("clean-save", "save", "none", FaultRule(faults.WireFault(), count=0)),
     _save("save-flip", "one bit flipped in one body", faults.FlipBit("request"), count=1),
     _save("save-slow", "503 x4", _SLOW, count=4),
@@ -82,6 +87,7 @@ ROWS = [
         count=1,
     ),
     _save("save-hole", "black hole once", faults.BlackHole(), count=1),
+    Row("save-restart", "save", "server restarts for 10 s", _FIRST_BODY, outage=10),
     _refused("refused", "one of 4 files refused", old=False),
     _refused("refused-over", "v2 over v1, one file refused", old=True),
 ]

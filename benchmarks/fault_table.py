@@ -17,10 +17,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch_s3dcp.testing import FaultProxy, SeaweedServer
+from torch_s3dcp.testing import FaultProxy, FaultRule, S3Request, SeaweedServer
 
 from .commands import installed, module_for, write_json
 from .fault_rows import ROWS, Row
@@ -91,7 +92,7 @@ class Bench:
             if first.get("raises") or first.get("silent"):
                 raise SystemExit(f"{child.system} cannot save at all: {first}")
         with FaultProxy(self.server, seed=_SEED) as proxy:
-            proxy.rules.add(row.rule)
+            proxy.rules.add(_going_down(row, proxy) if row.outage else row.rule)
             version = 2 if row.old else 1
             spec = {**direct, "endpoint": proxy.endpoint_url, "threads": row.threads}
             result = child.ask(action=row.action, version=version, **spec)
@@ -117,6 +118,16 @@ class Bench:
         for page in pages.paginate(Bucket=self.bucket, Prefix=prefix):
             for entry in page.get("Contents", []):
                 self._client.delete_object(Bucket=self.bucket, Key=entry["Key"])
+
+
+def _going_down(row: Row, proxy: FaultProxy) -> FaultRule:
+    """A row's rule, with which the server is gone from the first request that it strikes."""
+
+    def fault(_: S3Request) -> Any:
+        proxy.go_down(row.outage)
+        return row.rule.fault
+
+    return replace(row.rule, fault=fault)
 
 
 def loaded(result: dict[str, Any], wanted: int) -> str:

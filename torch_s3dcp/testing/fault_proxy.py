@@ -70,9 +70,12 @@ class FaultProxy:
         self._origin = Origin((place.hostname, place.port or 80), keys, self.log)
         self._failures: list[BaseException] = []
         self._owner = os.getpid()
-        self._listener = socket.create_server((_LOOPBACK, 0), backlog=1024)
-        self.endpoint_url = f"http://{_LOOPBACK}:{self._listener.getsockname()[1]}"
+        self._listen(0)
+        self._port: int = self._listener.getsockname()[1]
+        self.endpoint_url = f"http://{_LOOPBACK}:{self._port}"
         self._loop = asyncio.new_event_loop()
+        self._outages: asyncio.Queue[float] = asyncio.Queue()
+        self._serving: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run, name="fault-proxy", daemon=True)
 
     def __enter__(self) -> Self:
@@ -86,7 +89,7 @@ class FaultProxy:
 
     def start(self) -> None:
         """Begin to listen."""
-        self._main = self._loop.create_task(self._accept())
+        self._main = self._loop.create_task(self._live())
         self._thread.start()
 
     def stop(self) -> None:
@@ -115,6 +118,13 @@ class FaultProxy:
     def remove(self, rule: FaultRule) -> None:
         """Drop a rule."""
         self.rules.remove(rule)
+
+    def go_down(self, seconds: float) -> None:
+        """End all connections and refuse new ones for so long, as a server that restarts does.
+
+        Returns at once. May be called by a rule, in the middle of an exchange.
+        """
+        self._loop.call_soon_threadsafe(self._outages.put_nowait, seconds)
 
     def release(self) -> None:
         """Let the server see the requests that were late, in their order, and wait for it."""
@@ -145,15 +155,32 @@ class FaultProxy:
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
 
-    async def _accept(self) -> None:
+    def _listen(self, port: int) -> None:
+        self._listener = socket.create_server((_LOOPBACK, port), backlog=1024)
         self._listener.setblocking(False)
-        tasks = set()
+
+    async def _live(self) -> None:
+        """Listen, but for outages."""
+        while True:
+            accepting = self._loop.create_task(self._accept())
+            outage = self._loop.create_task(self._outages.get())
+            await asyncio.wait({accepting, outage}, return_when=asyncio.FIRST_COMPLETED)
+            if accepting.done():
+                accepting.result()  # it only ends with an error
+            for task in (accepting, *self._serving):
+                task.cancel()
+            await asyncio.gather(accepting, *self._serving, return_exceptions=True)
+            self._listener.close()
+            await asyncio.sleep(await outage)
+            self._listen(self._port)
+
+    async def _accept(self) -> None:
         while True:
             sock, _ = await self._loop.sock_accept(self._listener)
             task = self._loop.create_task(self._serve(sock))
             # The loop itself keeps weak references only.
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            self._serving.add(task)
+            task.add_done_callback(self._serving.discard)
 
     async def _serve(self, sock: socket.socket) -> None:
         client, link = Wire(sock), Link(self._origin)
