@@ -16,7 +16,7 @@ from ._checkpoints import Site, silence
 from ._faulted import Result, Run, Worker
 
 _BATCH = 20
-# Memory of a process ends up in pieces: after so many batches another one takes its place.
+# Memory of a process ends up in pieces: after so many batches others take their place.
 _MOST_BATCHES = 10
 # Fewer are not worth the start of processes.
 _FEW = 200
@@ -58,13 +58,15 @@ def perform(draw: Draw, seed: int, runs: int) -> Iterator[tuple[Run, Result]]:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         workers = int(os.environ.get("CAMPAIGN_WORKERS", "4"))
-        with ProcessPoolExecutor(
-            workers, context, _begin, (site,), max_tasks_per_child=_MOST_BATCHES
-        ) as pool:
-            starts = range(0, runs, _BATCH)
-            batches = [range(start, min(runs, start + _BATCH)) for start in starts]
-            for done in pool.map(_batch, *zip(*[(draw, seed, b) for b in batches], strict=True)):
-                yield from done
+        # All at once: a pool that replaces them one by one may wait for ever (CPython 115634).
+        for first in range(0, runs, workers * _BATCH * _MOST_BATCHES):
+            last = min(runs, first + workers * _BATCH * _MOST_BATCHES)
+            starts = range(first, last, _BATCH)
+            batches = [range(start, min(last, start + _BATCH)) for start in starts]
+            with ProcessPoolExecutor(workers, context, _begin, (site,)) as pool:
+                work = zip(*[(draw, seed, batch) for batch in batches], strict=True)
+                for done in pool.map(_batch, *work):
+                    yield from done
 
 
 @contextmanager
