@@ -7,13 +7,15 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Generic, TypeVar
 
-from .exceptions import IntegrityError
+from .exceptions import IntegrityError, TruncatedObjectError
 from .filling import MOST_TRIES, damage
 from .integrity import first_damage, is_sound_archive, known_checksums
 from .plan import LARGE_ITEM, FilePlan, PlannedItem, check_end
 from .segments import RangeView, view_of
 
 T = TypeVar("T")
+#: Where an item is damaged, or how it is not all there; None: nothing is wrong.
+Found = tuple[int, int] | TruncatedObjectError | None
 
 
 class ItemReads(Generic[T]):
@@ -69,6 +71,8 @@ class ItemReads(Generic[T]):
         tries = 1
         while found is not None:
             if tries >= MOST_TRIES:
+                if isinstance(found, TruncatedObjectError):
+                    raise found
                 base = planned.stored.byte_range.start
                 raise damage(base + found[0], base + found[1])
             found = self._read_again(planned, data)
@@ -87,15 +91,15 @@ class ItemReads(Generic[T]):
         self.verified += known and found is None
         return found
 
-    def _read_again(self, planned: PlannedItem[T], data: memoryview) -> tuple[int, int] | None:
+    def _read_again(self, planned: PlannedItem[T], data: memoryview) -> Found:
         self._reconnect()
         with self._open_reader(FilePlan(self._plan.path, (planned,))) as reader:
             return self._receive(planned, data, reader)
 
     def _receive(
         self, planned: PlannedItem[T], data: memoryview, reader: io.BufferedIOBase
-    ) -> tuple[int, int] | None:
-        """Get an item; where it is damaged."""
+    ) -> Found:
+        """Get an item; what is wrong with it."""
         span = planned.stored.byte_range
         try:
             RangeView(reader, span.start, span.end).readinto(data)
@@ -103,4 +107,7 @@ class ItemReads(Generic[T]):
             # The transport compared the whole object: any of its bytes may be damaged.
             self.damaged += 1
             return 0, len(data)
+        except TruncatedObjectError as error:
+            # The object may be whole, and an answer was cut short.
+            return error
         return self._damage(planned, data)

@@ -55,22 +55,33 @@ class PinnedObject:
     def _open(self, start: int, end: int | None) -> ObjectBody:
         etag = self._info.etag if self._info else None
         body = self._transport.get(self._bucket, self._key, start, end, if_match=etag)
-        with self._lock:
-            known = self._info = self._info or body.info
-        if not _same_version(known, body.info):
-            # Not every server knows If-Match, and a first answer may come while waiting.
+        try:
+            with self._lock:
+                self._info = self._agreed(body.info)
+        except S3DCPError:
             body.close()
+            raise
+        return body
+
+    def _agreed(self, served: ObjectInfo) -> ObjectInfo:
+        """What is known, once an answer has told the same."""
+        known = self._info or served
+        comparable = known.etag is not None and served.etag is not None
+        if known.etag != served.etag if comparable else known.size != served.size:
+            # Not every server knows If-Match, and a first answer may come while waiting.
             raise ObjectChangedError(
                 "the object was replaced while it was being read; load again",
                 bucket=self._bucket,
                 key=self._key,
             )
-        return body
-
-
-def _same_version(known: ObjectInfo, served: ObjectInfo) -> bool:
-    comparable = known.etag is not None and served.etag is not None
-    return known.size == served.size and (not comparable or known.etag == served.etag)
+        if served.size < known.size:
+            raise WrongRangeError(
+                f"the server sent an object of {served.size} bytes, which has {known.size}",
+                bucket=self._bucket,
+                key=self._key,
+            )
+        # One version has one size: if it is larger now, what was known was cut short.
+        return served if served.size > known.size else known
 
 
 class ResumingStream(io.RawIOBase):

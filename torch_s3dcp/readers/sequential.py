@@ -86,7 +86,12 @@ class SequentialS3Reader(S3Reader):
         while self._received < end:
             index, offset = divmod(self._received, _BLOCK)
             if index == len(self._blocks):
-                self._blocks.append(memoryview(bytearray(min(_BLOCK, size - self._received))))
+                self._blocks.append(memoryview(b""))
+            if offset == len(self._blocks[index]):
+                # A new block; or the object is larger than an answer said that was cut short.
+                block = memoryview(bytearray(min(_BLOCK, size - index * _BLOCK)))
+                block[:offset] = self._blocks[index]
+                self._blocks[index] = block
             rest = self._blocks[index][offset : offset + end - self._received]
             try:
                 count = fill_from(stream, rest)
