@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
+import trustme
 from hypothesis import HealthCheck, settings
 from support import canary
 
@@ -43,6 +44,12 @@ def pytest_configure(config: pytest.Config) -> None:
         del os.environ[name]
     os.environ.update(_SAFE_ENVIRONMENT)
     config.pluginmanager.register(canary, "canary")
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """It certifies servers; nobody believes it before ``support.tls.trust``."""
+    return trustme.CA()
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ import torch
 from .allowed import Memory, SafeGlobal, allowed_names
 from .exceptions import InvalidCheckpointError
 from .interpreter import Interpreter, RefusedError
-from .pickles import check_sizes, makes_tuples
+from .pickles import look_through
 from .records import PICKLE, archive_of, is_archive, read_records
 
 _TRUST = "or pass trust_checkpoint=True to the storage reader, which lets the bucket run code"
@@ -61,8 +61,8 @@ def _vetted(data: bytes, safe_globals: Sequence[SafeGlobal]) -> bytes:
     if "constants.pkl" in records:
         raise RefusedError("it is a TorchScript archive, which holds code")
     pickled = bytes(records[PICKLE])
-    check_sizes(pickled)
-    if not makes_tuples(pickled) and _is_plain(pickled):
+    look = look_through(pickled)
+    if not look.makes_tuples and _is_plain(pickled):
         return archive_of(pickled)
     value = Interpreter(allowed_names(safe_globals), _Storages(records)).load(pickled)
     output = io.BytesIO()

@@ -17,32 +17,25 @@ from torch.distributed.checkpoint.planner import LoadPlanner, ReadItem
 from .archive import LayoutError
 from .collector import CollectorPause
 from .concurrency import ConcurrencyLimit
-from .exceptions import ConfigurationError, S3DCPError
+from .exceptions import S3DCPError
 from .fetching import Fetched, FetchPool, OpenRange
 from .filling import MOST_TRIES, Fetch, damage
 from .integrity import DamagedItem, Level
-from .landing import (
-    BLOCK_SIZE,
-    SMALL_ITEM,
-    Landing,
-    LargeTensor,
-    Outcome,
-    Part,
-    Serve,
-    SmallTensor,
-    WholeItem,
-    predict_layout,
-)
+from .landing import Landing, Part, Serve, WholeItem
+from .layout import predict_layout
 from .link import LinkEstimate, LoadConditions
 from .memory import Destinations, Scratch
-from .places import Request
+from .places import is_prepared, requests_of
 from .plan import LARGE_ITEM, FilePlan, PlannedItem, check_end
 from .spans import Cut, Piece, Span
 from .staging import Staging
-from .stats import LoadStats
+from .stats import LoadStats, LoadTally
+from .tensor_landing import LargeTensor, SmallTensor
 from .units import Unit, units_of
 from .uri import S3URI
 
+# Archives up to this size are fetched whole: their envelope is small change.
+SMALL_ITEM = 128 * 1024
 # Requests that wait in the queue with scratch in their hands.
 _AHEAD_WITH_SCRATCH = 2
 
@@ -119,9 +112,8 @@ class DirectLoad:
         staging = Staging()
         self._destinations = Destinations(planner, staging)
         self._scratch = Scratch(staging)
-        self._outcomes = dict.fromkeys(Outcome, 0)
-        self._needed = self._held = self._peak = self._verified = 0
-        self._stats = LoadStats()
+        self._needed = self._held = self._peak = 0
+        self._tally = LoadTally()
         self._next_is_prepared = False
         self._again: list[Landing] = []
 
@@ -141,21 +133,14 @@ class DirectLoad:
         needed = self._needed
         planned = time.perf_counter()
         self._perform(self._fetches_of(pieces), pause)
-        usual = self._stats.data_requests
+        usual = self._tally.requests
         while self._again:
             # Whole, for torch.load, or once more.
             again, self._again = self._again, []
             self._perform(self._fetches_of(self._pieces_of(again)), pause)
         return replace(
-            self._stats,
-            data_requests=usual,
-            fallback_requests=self._stats.data_requests - usual,
+            self._tally.stats(len(items), usual),
             bytes_needed=needed,
-            direct_items=self._outcomes[Outcome.DIRECT],
-            scratch_items=self._outcomes[Outcome.SCRATCH],
-            fallback_items=self._outcomes[Outcome.FALLBACK],
-            verified_items=self._verified,
-            unverified_items=len(items) - self._verified,
             concurrency=self._limit.highest,
             plan_seconds=planned - begin,
             read_seconds=time.perf_counter() - planned,
@@ -177,7 +162,7 @@ class DirectLoad:
         for item in items:
             if item.whole > LARGE_ITEM:
                 self._check_end(item)
-            units = units_of(item.pieces(gap), (item.start, item.end), item.checksums)
+            units = units_of(item.pieces(gap), (item.start, item.end), item.verification.checksums)
             by_path.setdefault(item.path, []).extend(units)
             self._needed += item.missing
             if not item.missing:
@@ -192,9 +177,9 @@ class DirectLoad:
             spans = self._strategy.plan_spans(pieces, self._conditions())
             for number, span in enumerate(spans):
                 following = spans[number + 1 : number + 2]
-                for fetch in self._prepare(path, span):
+                for fetch in requests_of(path, span, self._hold):
                     ended = fetch.end == span.end
-                    self._next_is_prepared = ended and any(map(_is_prepared, following))
+                    self._next_is_prepared = ended and any(map(is_prepared, following))
                     yield fetch
 
     def _conditions(self) -> LoadConditions:
@@ -219,9 +204,7 @@ class DirectLoad:
                 self._learn(fetched)
                 pool.resize(self._limit.limit)
                 self._take(fetched)
-            peak = max(self._stats.peak_in_flight, pool.peak_bytes)
-            scratch = max(self._stats.peak_scratch, self._peak + pool.scratch)
-            self._stats = replace(self._stats, peak_in_flight=peak, peak_scratch=scratch)
+            self._tally.add_peaks(self._peak + pool.scratch, pool.peak_bytes)
 
     def _room(self, pool: FetchPool[Sequence[Cut[Part]]]) -> bool:
         # Some wait in the queue, so that no connection waits for this thread: few where each
@@ -240,36 +223,7 @@ class DirectLoad:
         self._limit.end(received, fetched.retries, time.perf_counter())
         if fetched.error is None and not (fetched.retries or fetched.damaged):
             self._link.learn(fetched.waited, received, fetched.took)
-        self._stats = replace(
-            self._stats,
-            data_requests=self._stats.data_requests + 1,
-            retries=self._stats.retries + fetched.retries + fetched.damaged,
-            bytes_read=self._stats.bytes_read + received + fetched.again,
-            damaged_chunks=self._stats.damaged_chunks + fetched.damaged,
-        )
-
-    def _prepare(self, path: str, span: Span[Unit[Part]]) -> Iterator[Fetch[Sequence[Cut[Part]]]]:
-        """Give every byte of a span a place to land, in the order in which they come.
-
-        A span that needs much scratch becomes several requests: all connections are to have
-        something to do within the budget.
-        """
-        request = Request(path, span.start)
-        for cut in span.cuts:
-            unit, place = cut.piece.owner, cut.start
-            if not unit.is_whole(cut.start, cut.end):
-                raise ConfigurationError(
-                    "the reader strategy cuts bytes that can only be verified together; it must "
-                    "cut a piece at its edges, or be used with integrity='headers'"
-                )
-            while place < cut.end:
-                if request.scratch >= BLOCK_SIZE:
-                    yield request.fetch()
-                    request = Request(path, place)
-                stop = min(cut.end, unit.stop(place, BLOCK_SIZE))
-                self._hold(unit.pieces[0].owner.owner, request.add(unit, place, stop))
-                place = stop
-        yield request.fetch()
+        self._tally.add_request(received, fetched.again, fetched.retries, fetched.damaged)
 
     def _hold(self, item: Landing, scratch: int) -> None:
         item.held += scratch
@@ -320,13 +274,12 @@ class DirectLoad:
     def _finish(self, item: Landing) -> None:
         """All of an item has arrived: commit it, or have it fetched again."""
         try:
-            self._outcomes[item.finish()] += 1
-            self._verified += item.verified
+            self._tally.add_item(item.finish(), item.verification.enough)
         except LayoutError:
             self._again.append(WholeItem(item.path, item.planned, self._level, self._serve))
         except DamagedItem:
             item.damaged += 1
-            self._stats = replace(self._stats, damaged_chunks=self._stats.damaged_chunks + 1)
+            self._tally.damaged += 1
             if item.damaged >= MOST_TRIES:
                 raise damage(item.start, item.end) from None
             self._reconnect()
@@ -343,9 +296,3 @@ def _concerned(fetched: Fetched[Sequence[Cut[Part]]], error: BaseException) -> L
             if item.start <= error.byte_range[0] < item.end:
                 return item
     return None
-
-
-def _is_prepared(span: Span[Unit[Part]]) -> bool:
-    """Whether a request for it takes no more memory."""
-    inner = (part for cut in span.cuts for part in cut.piece.owner.cuts(cut.start, cut.end))
-    return all(cut.piece.owner.prepared for cut in inner)

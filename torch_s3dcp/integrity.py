@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import struct
 import zipfile
+from collections.abc import Iterable
 from typing import IO, Literal, cast, get_args
 
+from .archive import parse_trailer
 from .checksums import CRC64, ZIP_CRC
 from .chunk_checksums import ItemChecksums, parse_checksums
 from .exceptions import ConfigurationError
@@ -38,6 +40,67 @@ def known_checksums(stored: StoredItem, level: Level) -> ItemChecksums | None:
     if level != "full":
         return None
     return parse_checksums(stored.checksums, len(stored.byte_range))
+
+
+class Verification:
+    """What one item is compared with as it arrives, and whether that was enough.
+
+    Args:
+        stored: The item.
+        level: How far it is to be verified.
+    """
+
+    def __init__(self, stored: StoredItem, level: Level) -> None:
+        self.level = level
+        #: What its bytes are compared with as they arrive.
+        self.checksums = known_checksums(stored, level)
+        #: Whether nothing can be wrong with the item once it is finished.
+        self.enough = self.checksums is not None
+        #: Whether the archive's own checksums are all there is.
+        self.by_archive = level == "full" and self.checksums is None
+        self._transformed = bool(stored.transforms)
+
+    def archive(self, data: memoryview) -> None:
+        """Compare the records of an archive with its own checksums, if these are all there is.
+
+        Raises:
+            DamagedItem: They do not match.
+        """
+        if not self.by_archive or self._transformed:
+            return
+        sound = is_sound_archive(data)
+        if sound is False:
+            raise DamagedItem
+        self.enough = sound is True
+
+    def trailer(self, data: memoryview, nbytes: int) -> int:
+        """Compare an archive's end with the metadata; gives the CRC-32 of the data, or 0.
+
+        Not looked at where all bytes were compared with checksums, or where none are to be.
+
+        Raises:
+            LayoutError: It does not belong to ``nbytes`` of data.
+        """
+        known = self.level == "off" or self.checksums is not None
+        return 0 if known else parse_trailer(bytes(data), nbytes)
+
+    def compare(self, stored: int, found: int) -> None:
+        """Compare the CRC-32 of the data with the archive's; 0 is none.
+
+        Raises:
+            DamagedItem: They differ.
+        """
+        if stored and stored != found:
+            raise DamagedItem
+        self.enough = stored != 0
+
+
+def joined(sums: Iterable[tuple[int, int, int]]) -> int:
+    """The CRC-32 of data from those of its pieces: start, end, value."""
+    value = 0
+    for start, end, part in sorted(sums):
+        value = ZIP_CRC.combine(value, part, end - start)
+    return value
 
 
 def first_damage(data: memoryview, checksums: ItemChecksums) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pickletools
 import re
 from struct import unpack_from
+from typing import NamedTuple
 
 _LENGTHS = {
     pickletools.TAKEN_FROM_ARGUMENT1: (1, "<B"),
@@ -58,6 +59,18 @@ _RUN_WITHOUT_TUPLES = _harmless_run(*_TUPLES)
 _LINE_COUNTS = {ord(op.code): _LINES.get(op.name, 1) for op in pickletools.opcodes}
 
 
+class Look(NamedTuple):
+    """What a pickle turned out to be.
+
+    Attributes:
+        end: Where it ends; bytes may follow.
+        makes_tuples: Whether it makes tuples, other than the empty one, or frozen sets.
+    """
+
+    end: int
+    makes_tuples: bool
+
+
 def check_sizes(data: bytes) -> int:
     """Refuse a pickle that asks for more memory than its own length accounts for.
 
@@ -67,10 +80,19 @@ def check_sizes(data: bytes) -> int:
     Raises:
         ValueError: An opcode is unknown, a size or number is too large, or the end is missing.
     """
+    return look_through(data).end
+
+
+def look_through(data: bytes) -> Look:
+    """What :func:`check_sizes` does, and what else a walk through a pickle tells.
+
+    Raises:
+        ValueError: As there.
+    """
     position, end = 0, len(data)
-    sizes = _SIZES
+    sizes, runs = _SIZES, _RUN_WITHOUT_TUPLES
     while position < end:
-        run = _HARMLESS_RUN.match(data, position)
+        run = runs.match(data, position)
         if run is not None:
             position = run.end()
             continue
@@ -81,7 +103,9 @@ def check_sizes(data: bytes) -> int:
             if opcode == _LONG_BINPUT:
                 _check_number(int.from_bytes(data[position : position + 4], "little"), end)
             elif opcode == _STOP:
-                return position
+                return Look(position, runs is _HARMLESS_RUN)
+            elif opcode in _TUPLES:
+                runs = _HARMLESS_RUN  # one is enough to know
             position += size
         elif size in _LENGTHS:
             width, form = _LENGTHS[size]
@@ -94,28 +118,6 @@ def check_sizes(data: bytes) -> int:
         else:
             raise ValueError(f"unknown opcode {opcode:#x} at {position - 1}")
     raise ValueError("the pickle has no end")
-
-
-def makes_tuples(data: bytes) -> bool:
-    """Whether a pickle, which ``check_sizes`` has passed, makes tuples or frozen sets."""
-    position = 0
-    while True:
-        run = _RUN_WITHOUT_TUPLES.match(data, position)
-        if run is not None:
-            position = run.end()
-            continue
-        opcode = data[position]
-        size = _SIZES[opcode]
-        position += 1
-        if opcode in _TUPLES or opcode == _STOP:
-            return opcode != _STOP
-        if size >= 0:
-            position += size
-        elif size in _LENGTHS:
-            width, form = _LENGTHS[size]
-            position += width + int(unpack_from(form, data, position)[0])
-        else:
-            position = _skip_lines(data, position, opcode)
 
 
 def _skip_lines(data: bytes, position: int, opcode: int) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from .checks import Check
 from .checksums import ZIP_CRC
+from .exceptions import ConfigurationError
 from .filling import Fetch, Target, Unwanted
-from .landing import Part
-from .spans import Cut
+from .landing import BLOCK_SIZE, Landing, Part
+from .spans import Cut, Span
 from .units import Unit
 
 # Gaps up to this size are received along with their neighbours.
@@ -101,3 +102,43 @@ class Request:
         if position > self._end:
             self.scratch += self._places.skip(position - self._end)
             self._end = position
+
+
+def requests_of(
+    path: str, span: Span[Unit[Part]], hold: Callable[[Landing, int], None]
+) -> Iterator[Fetch[Sequence[Cut[Part]]]]:
+    """Give every byte of a span a place to land, in the order in which they come.
+
+    A span that needs much scratch becomes several requests: all connections are to have
+    something to do within the budget.
+
+    Args:
+        path: The object.
+        span: Its bytes.
+        hold: Takes note of how many bytes of scratch an item takes.
+
+    Raises:
+        ConfigurationError: The span does not end where what it holds can be verified.
+    """
+    request = Request(path, span.start)
+    for cut in span.cuts:
+        unit, place = cut.piece.owner, cut.start
+        if not unit.is_whole(cut.start, cut.end):
+            raise ConfigurationError(
+                "the reader strategy cuts bytes that can only be verified together; it must "
+                "cut a piece at its edges, or be used with integrity='headers'"
+            )
+        while place < cut.end:
+            if request.scratch >= BLOCK_SIZE:
+                yield request.fetch()
+                request = Request(path, place)
+            stop = min(cut.end, unit.stop(place, BLOCK_SIZE))
+            hold(unit.pieces[0].owner.owner, request.add(unit, place, stop))
+            place = stop
+    yield request.fetch()
+
+
+def is_prepared(span: Span[Unit[Part]]) -> bool:
+    """Whether a request for it takes no more memory."""
+    inner = (part for cut in span.cuts for part in cut.piece.owner.cuts(cut.start, cut.end))
+    return all(cut.piece.owner.prepared for cut in inner)

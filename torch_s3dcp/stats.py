@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,74 @@ class LoadStats:
             f"{self.concurrency} at once), {self.bytes_wasted / 1e6:.1f} MB wasted, items: "
             f"{self.direct_items} direct, {self.scratch_items} through scratch, "
             f"{self.fallback_items} decoded by torch; {self.verified_items} verified{damaged}"
+        )
+
+
+class Outcome(Enum):
+    """How an item came into the state dict."""
+
+    DIRECT = "direct"
+    SCRATCH = "scratch"
+    FALLBACK = "fallback"
+
+
+@dataclass
+class LoadTally:
+    """What :class:`LoadStats` tells of requests and items, counted while the load goes on."""
+
+    requests: int = 0
+    retries: int = 0
+    bytes_read: int = 0
+    damaged: int = 0
+    verified: int = 0
+    peak_scratch: int = 0
+    peak_in_flight: int = 0
+    outcomes: dict[Outcome, int] = field(default_factory=lambda: dict.fromkeys(Outcome, 0))
+
+    def add_request(self, received: int, again: int, retries: int, damaged: int) -> None:
+        """One request is over.
+
+        Args:
+            received: Bytes that it asked for.
+            again: Bytes that came more than once.
+            retries: Times that it failed.
+            damaged: Times that damaged bytes came.
+        """
+        self.requests += 1
+        self.retries += retries + damaged
+        self.bytes_read += received + again
+        self.damaged += damaged
+
+    def add_item(self, outcome: Outcome, verified: bool) -> None:
+        """One item is in place."""
+        self.outcomes[outcome] += 1
+        self.verified += verified
+
+    def add_peaks(self, scratch: int, in_flight: int) -> None:
+        """Bytes that were in use at once, in one round of requests."""
+        self.peak_scratch = max(self.peak_scratch, scratch)
+        self.peak_in_flight = max(self.peak_in_flight, in_flight)
+
+    def stats(self, items: int, usual_requests: int) -> LoadStats:
+        """The figures.
+
+        Args:
+            items: How many items there were.
+            usual_requests: The requests that were made for the first time.
+        """
+        return LoadStats(
+            data_requests=usual_requests,
+            fallback_requests=self.requests - usual_requests,
+            retries=self.retries,
+            bytes_read=self.bytes_read,
+            direct_items=self.outcomes[Outcome.DIRECT],
+            scratch_items=self.outcomes[Outcome.SCRATCH],
+            fallback_items=self.outcomes[Outcome.FALLBACK],
+            verified_items=self.verified,
+            unverified_items=items - self.verified,
+            damaged_chunks=self.damaged,
+            peak_scratch=self.peak_scratch,
+            peak_in_flight=self.peak_in_flight,
         )
 
 

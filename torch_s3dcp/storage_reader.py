@@ -5,54 +5,41 @@ from __future__ import annotations
 import io
 import logging
 import os
-import pickle
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import IO, Any, cast
 
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from ._torch import ExtensionRegistry, agent_for
 from .allowed import SafeGlobal, check_safe_globals
-from .blobs import vetted
-from .checkpoint_metadata import METADATA_NAME, load_metadata, metadata_name, stored_item
+from .checkpoint_metadata import stored_item
 from .client import S3Client
 from .collector import CollectorPause
 from .concurrency import ConcurrencyLimit
 from .config import S3ClientConfig
 from .direct_load import DirectLoad, FillsMemory
-from .exceptions import (
-    CheckpointError,
-    CheckpointIncompleteError,
-    CheckpointNotFoundError,
-    ConfigurationError,
-    IntegrityError,
-    InvalidCheckpointError,
-    ObjectNotFoundError,
-    S3DCPError,
-    StorageError,
-)
-from .filling import MOST_TRIES
+from .exceptions import ConfigurationError, InvalidCheckpointError, S3DCPError
 from .integrity import check_level
 from .item_reads import ItemReads
-from .items import copy_into, load_tensor, narrow, open_item, read_blob
 from .link import LinkEstimate
+from .metadata_reads import MetadataReads, UnreadableMetadata
 from .plan import FilePlan, PlannedItem, StoredItem, plan_files
 from .readers.contract import ItemRangeAware, ReaderConstructor
 from .registry import resolve_reader
+from .serving import Serving
 from .stats import LoadStats
-from .transports import Prepares, Reconnects, Transport
+from .transports import Reconnects, Transport
 from .uri import S3URI, is_uri, order_location, parse_uri
 
 _log = logging.getLogger(__name__)
 
 DEFAULT_READER = "direct"
-# Damage on the way is rarely met twice.
 
 
 class S3StorageReader(StorageReader):
@@ -110,17 +97,17 @@ class S3StorageReader(StorageReader):
         )
         if not isinstance(trust_checkpoint, bool):
             raise ConfigurationError(f"trust_checkpoint is True or False, not {trust_checkpoint!r}")
-        self._trust_checkpoint = trust_checkpoint
-        self._safe_globals = check_safe_globals(safe_globals)
-        self._extensions = _extension_registry or ExtensionRegistry()
+        self._serving = Serving(
+            _extension_registry or ExtensionRegistry(),
+            trust_checkpoint,
+            check_safe_globals(safe_globals),
+        )
+        self._metadata = MetadataReads(self._client, trust_checkpoint)
         self.load_id = str(uuid.uuid4())
         self.storage_data: dict[Any, Any] = {}
         #: What the last load did.
         self.stats: LoadStats | None = None
         self._described: dict[str, Any] = {}
-        self._metadata_stats = LoadStats()
-        self._seconds_per_request = 0.0
-        self._failure: Exception | None = None
 
     @property
     def path(self) -> str:
@@ -139,7 +126,7 @@ class S3StorageReader(StorageReader):
         self.load_id = str(uuid.uuid4())
         self.storage_data = {}
         self.stats = None
-        self._failure = None
+        self._metadata.forget_failure()
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -161,93 +148,14 @@ class S3StorageReader(StorageReader):
         """
         rank: int | None = kwargs.get("rank")
         if rank is not None:
-            return self._read_rank_metadata(rank)
-        self._failure = None
-        try:
-            return self._fetch_metadata(None)
-        except ObjectNotFoundError as error:
-            self._failure = self._explain_absence()
-            raise self._failure from error
-        except Exception as error:
-            self._failure = error
-            raise
-
-    def _read_rank_metadata(self, rank: int) -> Metadata:
-        # "Denied" is not absence: what a rank once wrote alone may be older than what it may
-        # not read now.
-        absent = (CheckpointNotFoundError, CheckpointIncompleteError)
-        if self._failure is not None and not isinstance(self._failure, absent):
-            return _UnreadableMetadata(self._failure)
-        try:
-            return self._fetch_metadata(rank)
-        except ObjectNotFoundError:
-            return _UnreadableMetadata(self._failure or self._explain_absence())
-        except Exception as error:  # noqa: BLE001 - raised by set_up_storage_reader
-            return _UnreadableMetadata(error)
-
-    def _fetch_metadata(self, rank: int | None) -> Metadata:
-        asked = time.perf_counter()
-        uri = self._uri.join(metadata_name(rank))
-        if isinstance(self._client.transport, Prepares):
-            self._client.transport.prepare()
-        metadata = self._obtain(uri)
-        if getattr(metadata, "storage_meta", None) is None:
-            metadata.storage_meta = StorageMeta()
-        cast(StorageMeta, metadata.storage_meta).load_id = self.load_id
-        self._metadata_stats = LoadStats(
-            metadata_requests=1, metadata_seconds=time.perf_counter() - asked
-        )
-        return metadata
-
-    def _obtain(self, uri: S3URI) -> Metadata:
-        """The metadata; asked for again where it does not match a checksum."""
-        tries = 1
-        while True:
-            try:
-                return load_metadata(self._download(uri), trusted=self._trust_checkpoint)
-            except IntegrityError as error:
-                if tries >= MOST_TRIES:
-                    where = {"bucket": uri.bucket, "key": uri.key, "attempts": tries}
-                    raise error.locate(**where) from error
-                tries += 1
-                _log.warning("%s is fetched again: %s", uri, error)
-                self._reconnect()
-            except InvalidCheckpointError as error:
-                raise error.locate(bucket=uri.bucket, key=uri.key) from error
-
-    def _download(self, uri: S3URI) -> bytes:
-        begin = time.perf_counter()
-        with self._client.pin(uri.bucket, uri.key).stream() as stream:
-            # What this first request took tells what others will cost.
-            self._seconds_per_request = time.perf_counter() - begin
-            return stream.readall()
-
-    def _explain_absence(self) -> CheckpointError:
-        where: dict[str, Any] = {"bucket": self._uri.bucket, "key": self._uri.key}
-        prefix = f"{self._uri.key}/" if self._uri.key else ""
-        try:
-            pages = self._client.list_objects(self._uri.bucket, prefix, max_keys=10)
-            found = next((info for page in pages for info in page.object_info), None)
-        except StorageError as error:
-            return CheckpointNotFoundError(
-                f"there is no {METADATA_NAME} here, and what is here cannot be listed: {error}",
-                **where,
-            )
-        if found is None:
-            return CheckpointNotFoundError(
-                "there is no checkpoint here; check bucket and path", **where
-            )
-        return CheckpointIncompleteError(
-            f"there is data (such as {found.key!r}) but no {METADATA_NAME}: the save has not "
-            "finished, or failed, or the checkpoint lies in a folder further down",
-            **where,
-        )
+            return self._metadata.read_of_rank(self._uri, self.load_id, rank)
+        return self._metadata.read(self._uri, self.load_id)
 
     def set_up_storage_reader(
         self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
     ) -> None:
         """Take over where each item lies. Raises what ``read_metadata`` ran into."""
-        if isinstance(metadata, _UnreadableMetadata):
+        if isinstance(metadata, UnreadableMetadata):
             raise metadata.error
         if metadata.storage_data is None:
             raise InvalidCheckpointError(
@@ -282,8 +190,8 @@ class S3StorageReader(StorageReader):
             stats = self._read_files(files, planner)
         self.stats = replace(
             stats,
-            metadata_requests=self._metadata_stats.metadata_requests,
-            metadata_seconds=self._metadata_stats.metadata_seconds,
+            metadata_requests=self._metadata.stats.metadata_requests,
+            metadata_seconds=self._metadata.stats.metadata_seconds,
         )
         _log.info("loaded from %s: %s", self._uri, self.stats)
         if self.integrity == "full" and stats.unverified_items:
@@ -306,7 +214,7 @@ class S3StorageReader(StorageReader):
         pinned = {path: self._client.pin(uri.bucket, uri.key) for path, uri in places.items()}
 
         def serve(planned: PlannedItem[ReadItem], data: memoryview) -> None:
-            self._serve(planned, io.BytesIO(data), planner)
+            self._serving.serve(planned, io.BytesIO(data), planner)
 
         config = self._client.s3client_config
         limit = ConcurrencyLimit(config.initial_concurrency, config.max_concurrency)
@@ -319,7 +227,7 @@ class S3StorageReader(StorageReader):
             self._uri,
             limit=limit,
             memory_budget=config.memory_budget,
-            link=LinkEstimate(self._seconds_per_request),
+            link=LinkEstimate(self._metadata.seconds_per_request),
             level=self.integrity,
             reconnect=self._reconnect,
             size_of=lambda path: pinned[path].info().size,
@@ -373,7 +281,7 @@ class S3StorageReader(StorageReader):
                 try:
                     full = self.integrity == "full"
                     view = reads.read(planned) if full else reads.view(planned)
-                    self._serve(planned, cast("IO[bytes]", view), planner)
+                    self._serving.serve(planned, cast("IO[bytes]", view), planner)
                 except S3DCPError as error:
                     raise error.locate(
                         bucket=uri.bucket,
@@ -390,52 +298,3 @@ class S3StorageReader(StorageReader):
         if isinstance(constructor, ItemRangeAware):
             constructor = constructor.with_item_ranges(file_plan.item_ranges)
         return self._client.get_object(uri.bucket, uri.key, reader_constructor=constructor)
-
-    def _serve(self, planned: PlannedItem[ReadItem], view: IO[bytes], planner: LoadPlanner) -> None:
-        """Decode one stored item and give it to all who asked for it."""
-        blobs = [r for r in planned.requests if r.type == LoadItemType.BYTE_IO]
-        tensors = [r for r in planned.requests if r.type != LoadItemType.BYTE_IO]
-        item = open_item(view, planned.stored.transforms, self._extensions)
-        if blobs:
-            data = read_blob(item)
-            given = data if self._trust_checkpoint else vetted(data, self._safe_globals)
-            for request in blobs:
-                _give_blob(planner, request, given)
-            item = io.BytesIO(data)
-        if not tensors:
-            return
-        stored = load_tensor(item)
-        for request in tensors:
-            part = narrow(stored, request.storage_offsets, request.lengths)
-            target = planner.resolve_tensor(request)
-            copy_into(target, part)
-            planner.commit_tensor(request, target)
-
-
-def _give_blob(planner: LoadPlanner, request: ReadItem, data: bytes) -> None:
-    """Let the planner decode a blob; it knows not where the blob comes from."""
-    try:
-        planner.load_bytes(request, io.BytesIO(data))
-    except (pickle.UnpicklingError, EOFError) as error:
-        if isinstance(error, S3DCPError):
-            raise
-        raise InvalidCheckpointError(
-            f"the stored item cannot be decoded: {type(error).__name__}: {error}"
-        ) from error
-
-
-class _UnreadableMetadata(Metadata):
-    """Stands for metadata that could not be read, until the error can be raised.
-
-    torch turns whatever ``read_metadata(rank=...)`` raises into an AssertionError with the
-    text of the error. This value gets past it; ``set_up_storage_reader``, or a planner that
-    looks into it before, then raises the error itself.
-    """
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "state_dict_metadata":
-            raise self.error
-        raise AttributeError(name)

@@ -17,7 +17,7 @@ import trustme
 from botocore.exceptions import ClientError
 from support.canary import CUSTOMER_KEY, CUSTOMER_MARK
 from support.dcp import READERS, assert_same, blank, failures, quiet, randn
-from support.tls import over_tls
+from support.tls import over_tls, trust
 from torch.distributed.checkpoint.api import CheckpointException
 
 from torch_s3dcp import S3ClientConfig, S3FileSystem, S3StorageReader, S3StorageWriter
@@ -38,11 +38,6 @@ CONFIG = S3ClientConfig(sse_customer_key=KEY, part_size=5 * MIB, force_path_styl
 
 
 @pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
 def endpoint(seaweed: SeaweedServer, authority: trustme.CA) -> Iterator[str]:
     with over_tls(seaweed.endpoint_url, authority) as address:
         yield address
@@ -58,11 +53,10 @@ def address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> str:
     """Where to save; the server is found by the environment."""
-    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    trust(authority, tmp_path, monkeypatch)
     for name, value in seaweed.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "authority.pem"))
     return f"s3://{seaweed_bucket}/run"
 
 

@@ -1,4 +1,4 @@
-"""TLS in front of a server that speaks plain HTTP."""
+"""TLS for servers of tests, and in front of one that speaks plain HTTP."""
 
 from __future__ import annotations
 
@@ -7,11 +7,26 @@ import contextlib
 import ssl
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import pytest
 import trustme
 
 _BLOCK = 256 * 1024
+
+
+def settings_of(authority: trustme.CA, name: str = "127.0.0.1") -> ssl.SSLContext:
+    """What a server needs that claims to be ``name``."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    return context
+
+
+def trust(authority: trustme.CA, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clients believe what the authority says; its certificate is written to the folder."""
+    authority.cert_pem.write_to_path(str(folder / "authority.pem"))
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(folder / "authority.pem"))
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -25,8 +40,7 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 @contextlib.contextmanager
 def over_tls(endpoint: str, authority: trustme.CA) -> Iterator[str]:
     """An https address on loopback that leads to ``endpoint``."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
+    context = settings_of(authority)
     to = urlsplit(endpoint)
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -19,6 +19,7 @@ import boto3
 import pytest
 import trustme
 from botocore.config import Config
+from support.tls import settings_of, trust
 
 from torch_s3dcp import S3ClientConfig, S3Credentials
 from torch_s3dcp.exceptions import (
@@ -105,23 +106,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="session")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-def tls_settings(authority: trustme.CA, name: str) -> ssl.SSLContext:
-    """What a server needs that claims to be ``name``."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(name).configure_cert(context)
-    return context
-
-
-def trust(authority: trustme.CA, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    authority.cert_pem.write_to_path(str(folder / "authority.pem"))
-    monkeypatch.setenv("AWS_CA_BUNDLE", str(folder / "authority.pem"))
-
-
 @contextlib.contextmanager
 def serving(context: ssl.SSLContext | None) -> Iterator[Any]:
     listener: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -142,17 +126,8 @@ def serving(context: ssl.SSLContext | None) -> Iterator[Any]:
     listener.server_close()
 
 
-@pytest.fixture(params=["http", "https"])
-def server(
-    request: pytest.FixtureRequest,
-    authority: trustme.CA,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Any]:
-    context = None
-    if request.param == "https":
-        trust(authority, tmp_path, monkeypatch)
-        context = tls_settings(authority, "127.0.0.1")
+@pytest.fixture
+def server(context: ssl.SSLContext | None) -> Iterator[Any]:
     with serving(context) as listener:
         yield listener
 
@@ -336,14 +311,14 @@ def test_a_certificate_for_another_name_is_refused(
     authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trust(authority, tmp_path, monkeypatch)
-    with serving(tls_settings(authority, "somewhere.else")) as server:
+    with serving(settings_of(authority, "somewhere.else")) as server:
         with pytest.raises(EndpointError, match="certificate"):
             read(transport_to(server), "key", 0, 10)
         assert server.requests == 0
 
 
 def test_an_unknown_authority_is_refused(authority: trustme.CA) -> None:
-    with serving(tls_settings(authority, "127.0.0.1")) as server:
+    with serving(settings_of(authority)) as server:
         with pytest.raises(EndpointError, match="certificate"):
             read(transport_to(server), "key", 0, 10)
         assert server.requests == 0

@@ -28,6 +28,7 @@ from support.scripted import (
     stall,
     trickle,
 )
+from support.tls import settings_of, trust
 
 from torch_s3dcp import S3Client, S3ClientConfig, S3Credentials
 from torch_s3dcp.exceptions import (
@@ -46,24 +47,8 @@ from torch_s3dcp.transports.effort import Halt, halted_by
 MIB = 2**20
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture(params=["http", "https"])
-def server(
-    request: pytest.FixtureRequest,
-    authority: trustme.CA,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Scripted]:
-    context = None
-    if request.param == "https":
-        authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
-        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "authority.pem"))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("127.0.0.1").configure_cert(context)
+@pytest.fixture
+def server(context: ssl.SSLContext | None) -> Iterator[Scripted]:
     with Scripted(context) as running:
         yield running
 
@@ -313,10 +298,8 @@ def test_a_record_that_is_never_complete_runs_out_of_time(
     authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TLS gives nothing before all of a record is there, however its bytes trickle in."""
-    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
-    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "authority.pem"))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
+    trust(authority, tmp_path, monkeypatch)
+    context = settings_of(authority)
     stopped, threads = threading.Event(), list[threading.Thread]()
 
     def crawl(connection: socket.socket) -> None:

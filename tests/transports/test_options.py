@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trustme
 from support.canary import CUSTOMER_KEY
-from support.tls import over_tls
+from support.tls import over_tls, trust
 
 from torch_s3dcp import S3ClientConfig, S3Credentials
 from torch_s3dcp.exceptions import ConfigurationError
@@ -51,11 +51,6 @@ class Sent:
 
 
 @pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
 def endpoint(moto_server: MotoServer, authority: trustme.CA) -> Iterator[str]:
     with over_tls(moto_server.endpoint_url, authority) as address:
         yield address
@@ -69,11 +64,10 @@ def environment(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    trust(authority, tmp_path, monkeypatch)
     for name, value in moto_server.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "authority.pem"))
     monkeypatch.setattr("torch_s3dcp.transports.boto.LARGEST_SINGLE_COPY", PART)
 
 

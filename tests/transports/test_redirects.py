@@ -16,7 +16,7 @@ import pytest
 import trustme
 from botocore.awsrequest import AWSResponse
 from support.canary import CUSTOMER_KEY
-from support.tls import over_tls
+from support.tls import over_tls, trust
 
 from torch_s3dcp import S3ClientConfig, S3Credentials
 from torch_s3dcp.exceptions import ConfigurationError, EndpointError, StorageError, WrongRegionError
@@ -191,12 +191,14 @@ def test_the_login_in_a_redirect_is_not_shown(other: Server) -> None:
 
 @pytest.mark.parametrize("use", ["whole", "signed range", "head", "small upload"])
 def test_https_is_not_left_for_http(
-    use: str, other: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    use: str,
+    other: Server,
+    authority: trustme.CA,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Not with a customer's key either."""
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
-    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "authority.pem"))
+    trust(authority, tmp_path, monkeypatch)
     operation, act = USES[use]
     for key in (None, CUSTOMER_KEY):
         with (

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torch_s3dcp.pickles import check_sizes
+from torch_s3dcp.pickles import check_sizes, look_through
 
 VALUES = st.recursive(
     st.none()
@@ -23,6 +23,9 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner),
     max_leaves=30,
 )
+
+
+TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"}
 
 
 class Thing:
@@ -39,6 +42,18 @@ def test_every_honest_pickle_passes(value: Any, protocol: int) -> None:
 def test_many_objects_pass() -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         check_sizes(pickle.dumps([str(n) for n in range(3000)], protocol))
+
+
+@given(VALUES | st.frozensets(st.integers()), st.integers(0, pickle.HIGHEST_PROTOCOL))
+def test_tuples_are_noted(value: Any, protocol: int) -> None:
+    data = pickle.dumps(value, protocol)
+    names = {opcode.name for opcode, _, _ in pickletools.genops(data)}
+    assert look_through(data + b"t") == (len(data), bool(names & TUPLES))
+
+
+@pytest.mark.parametrize("value", [(1, 2), [(1,)], [None] * 500 + [(1, 2, 3)], frozenset({1})])
+def test_one_tuple_is_enough(value: Any) -> None:
+    assert look_through(pickle.dumps(value, 4)).makes_tuples
 
 
 @given(st.binary(max_size=200))

@@ -61,6 +61,12 @@ def cut_short(head: Head, by: int) -> Head:
     return changed.replace(content_range=f"bytes {found[1]}-{int(found[2]) - by}{found[3]}")
 
 
+def as_if_asked(answer: Head, request: S3Request) -> Head:
+    """A head that claims to be of the range that was asked for."""
+    start, total = request.start or 0, answer.get("content-range").rpartition("/")[2]
+    return answer.replace(content_range=f"bytes {start}-{start + (answer.length or 0) - 1}/{total}")
+
+
 def error_answer(fault: faults.Reply, request: S3Request) -> bytes:
     """A whole answer with an error in S3's XML; without the XML if it is for a HEAD."""
     body = (

@@ -7,18 +7,15 @@ import time
 from collections.abc import AsyncIterator
 
 from . import faults
-from ._answers import Shape, cut_short, error_answer, shape_of
+from ._answers import Shape, as_if_asked, cut_short, error_answer, shape_of
 from ._link import Link
+from ._pieces import ServerGoneError, as_pieces, flipped, server_side, try_send
 from ._signing import without_signature
-from ._wire import Head, Wire, WireError
+from ._wire import Head, Wire
 from .fault_rules import S3Request, Strike
 from .request_log import LoggedRequest
 
 _TOTAL = re.compile(r"/(\d+)$")
-
-
-class _ServerGoneError(Exception):
-    """The server did not answer."""
 
 
 class Exchange:
@@ -57,7 +54,7 @@ class Exchange:
             return await self._instead()
         try:
             return await self._through()
-        except _ServerGoneError as error:
+        except ServerGoneError as error:
             self._entry.problem = str(error)
             self._link.drop()
             return self._reset()
@@ -85,9 +82,9 @@ class Exchange:
         link = Link(self._link.origin)
         self._link = link
         try:
-            head, server = await self._ask(self._head, _one(data))
+            head, server = await self._ask(self._head, as_pieces(data))
             await self._take_answer(head, server)
-        except _ServerGoneError as error:
+        except ServerGoneError as error:
             self._entry.problem = str(error)
         finally:
             link.drop()
@@ -106,7 +103,7 @@ class Exchange:
     async def _through(self) -> bool:
         fault, pieces, head = self._fault, self._client.body(self._head), self._head
         if isinstance(fault, faults.Delay):
-            pieces = _one(await self._whole_body())
+            pieces = as_pieces(await self._whole_body())
             await self._client.pause(fault.seconds)
         if isinstance(fault, faults.WrongRange | faults.IgnoreRange):
             head = await self._other_range(fault)
@@ -115,25 +112,25 @@ class Exchange:
             return self._reset()
         answer, server = await self._ask(head, pieces)
         if isinstance(fault, faults.WrongRange) and fault.lie and answer.status == 206:
-            answer = _as_if_asked(answer, self._request)
+            answer = as_if_asked(answer, self._request)
         return await self._pass_back(answer, server)
 
     async def _ask(self, head: Head, pieces: AsyncIterator[memoryview]) -> tuple[Head, Wire]:
         """Send a request, return the answer's head. The client's errors are raised as they are."""
         server = await self._open()
         self._entry.server_begin = time.monotonic()
-        listens = await _try_send(server, head.encode())
+        listens = await try_send(server, head.encode())
         flip = self._place_of_flip("request", self._request.size)
         async for piece in pieces:
-            data = _flipped(piece, flip, self._entry.sent)
+            data = flipped(piece, flip, self._entry.sent)
             self._entry.sent += len(piece)
             if self._kept is not None:
                 self._kept += data
             framed = b"%x\r\n%b\r\n" % (len(data), bytes(data)) if head.chunked else data
             # A server that refuses early stops listening: the client is heard to its end.
-            listens = listens and await _try_send(server, framed)
+            listens = listens and await try_send(server, framed)
         if head.chunked and listens:
-            await _try_send(server, b"0\r\n\r\n")
+            await try_send(server, b"0\r\n\r\n")
         if self._kept is not None:
             self._entry.body = bytes(self._kept)
         try:
@@ -141,23 +138,23 @@ class Exchange:
                 if answer.status >= 200:
                     return answer, server
         except OSError as error:
-            raise _ServerGoneError(f"the server's connection broke: {error}") from error
-        raise _ServerGoneError("the server closed the connection without an answer")
+            raise ServerGoneError(f"the server's connection broke: {error}") from error
+        raise ServerGoneError("the server closed the connection without an answer")
 
     async def _open(self) -> Wire:
         try:
             return await self._link.wire()
         except OSError as error:
-            raise _ServerGoneError(f"the server cannot be reached: {error}") from error
+            raise ServerGoneError(f"the server cannot be reached: {error}") from error
 
     async def _send_some(self, pieces: AsyncIterator[memoryview], count: int) -> None:
         """The request's first bytes; the server's connection is then reset."""
         server = await self._open()
         self._entry.server_begin = time.monotonic()
-        await _try_send(server, self._head.encode())
+        await try_send(server, self._head.encode())
         async for piece in pieces:
             part = piece[: count - self._entry.sent]
-            await _try_send(server, part)
+            await try_send(server, part)
             self._entry.sent += len(part)
             if self._entry.sent >= count:
                 break
@@ -174,7 +171,7 @@ class Exchange:
         """The same GET for other bytes of the object, signed anew."""
         if isinstance(fault, faults.IgnoreRange):
             return self._signed(None)
-        first, server = await self._ask(self._signed("bytes=0-0"), _one(b""))
+        first, server = await self._ask(self._signed("bytes=0-0"), as_pieces(b""))
         async for _ in server.body(first):
             pass
         found, request = _TOTAL.search(first.get("content-range")), self._request
@@ -210,7 +207,7 @@ class Exchange:
             async for piece in server.body(head, bare=self._request.method == "HEAD"):
                 data += piece
         except OSError as error:
-            raise _ServerGoneError(f"the server's answer broke off: {error}") from error
+            raise ServerGoneError(f"the server's answer broke off: {error}") from error
         self._log.answered(self._entry, head.status, bytes(data) if self._entry.mutates else b"")
         return bytes(data)
 
@@ -221,7 +218,7 @@ class Exchange:
         whole = self._entry.mutates or lost or isinstance(fault, faults.Reply)
         if whole or (not bare and head.length is None):
             data = await self._take_answer(head, server)
-            pieces = _one(data)
+            pieces = as_pieces(data)
             if not bare and head.status != 204:
                 head = head.replace(content_length=str(len(data)), transfer_encoding=None)
         else:
@@ -243,11 +240,11 @@ class Exchange:
         entry.status = head.status
         await self._client.send(head.encode())
         try:
-            async for piece in _server_side(pieces):
+            async for piece in server_side(pieces):
                 await self._send_piece(piece[: length - entry.received], shape)
                 if entry.received == shape.stop or (shape.by and entry.received == length):
                     break
-        except _ServerGoneError as error:
+        except ServerGoneError as error:
             entry.problem = str(error)
             self._link.drop()
             return self._reset()
@@ -266,7 +263,7 @@ class Exchange:
     async def _send_piece(self, piece: memoryview, shape: Shape) -> None:
         """Send a piece as the fault has it; ``entry.received`` counts what was sent."""
         entry, client = self._entry, self._client
-        data = _flipped(piece, shape.flip, entry.received)
+        data = flipped(piece, shape.flip, entry.received)
         while data:
             if shape.pause and entry.received == shape.pause_at:
                 await client.pause(shape.pause)
@@ -299,41 +296,3 @@ def _reaches(fault: faults.WireFault) -> bool:
     if isinstance(fault, faults.Reset):
         return fault.when != "unseen"
     return not isinstance(fault, faults.Redirect | faults.Garbage | faults.Late)
-
-
-def _as_if_asked(answer: Head, request: S3Request) -> Head:
-    start, total = request.start or 0, answer.get("content-range").rpartition("/")[2]
-    return answer.replace(content_range=f"bytes {start}-{start + (answer.length or 0) - 1}/{total}")
-
-
-def _flipped(piece: memoryview, bit: int | None, before: int) -> memoryview:
-    """The piece, which begins at byte ``before`` of its body; the bit is flipped if it is here."""
-    if bit is not None and before <= bit // 8 < before + len(piece):
-        piece[bit // 8 - before] ^= 1 << bit % 8
-    return piece
-
-
-async def _try_send(wire: Wire, data: bytes | memoryview) -> bool:
-    """Send; False where the server has stopped listening, what it said is still to be read."""
-    try:
-        await wire.send(data)
-    except OSError:
-        return False
-    return True
-
-
-async def _one(data: bytes) -> AsyncIterator[memoryview]:
-    if data:
-        # A fault may flip a bit of it.
-        yield memoryview(bytearray(data))
-
-
-async def _server_side(pieces: AsyncIterator[memoryview]) -> AsyncIterator[memoryview]:
-    """The pieces; the server's errors are told from those of the client."""
-    try:
-        async for piece in pieces:
-            yield piece
-    except WireError as error:
-        raise _ServerGoneError(f"the server's answer broke off: {error}") from error
-    except OSError as error:
-        raise _ServerGoneError(f"the server's connection broke: {error}") from error

@@ -5,25 +5,10 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator
 
-import pytest
-from support.origin import Answer, Origin, ask, connect, origin
+from support.origin import Answer, Origin, ask, connect
 
 from torch_s3dcp.testing import FaultProxy, faults
-
-
-@pytest.fixture
-def server() -> Iterator[Origin]:
-    with origin() as running:
-        yield running
-
-
-@pytest.fixture
-def proxy(server: Origin) -> Iterator[FaultProxy]:
-    keys = {"access_key": "known", "secret_key": "hidden-word"}
-    with FaultProxy(server.endpoint_url, seed=5, keep_bodies=True, **keys) as running:
-        yield running
 
 
 def test_the_log_tells_what_happened_without_secrets(proxy: FaultProxy) -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,20 +16,6 @@ from support.origin import BLOB, END, START, WANTED, Answer, Origin, ask, connec
 
 from torch_s3dcp.exceptions import ConfigurationError
 from torch_s3dcp.testing import FaultProxy, faults
-
-
-@pytest.fixture
-def server() -> Iterator[Origin]:
-    with origin() as running:
-        yield running
-
-
-@pytest.fixture
-def proxy(server: Origin) -> Iterator[FaultProxy]:
-    keys = {"access_key": "known", "secret_key": "hidden-word"}
-    with FaultProxy(server.endpoint_url, seed=5, keep_bodies=True, **keys) as running:
-        yield running
-
 
 # --- without a fault --------------------------------------------------------------------
 
