@@ -52,14 +52,20 @@ def _harmless_run(*others: int) -> re.Pattern[bytes]:
 
 
 _HARMLESS_RUN = _harmless_run()
-# All but the empty tuple, and frozen sets.
+# All tuples but the empty one, and frozen sets.
 _TUPLES = frozenset(b"t\x85\x86\x87\x91")
+# Integers of more than 8 bytes where such a run ends, or as text: endlessly many hash alike.
+_LARGE = frozenset(b"\x8a\x8bIL")
+_ODD_KEYS = _TUPLES | _LARGE
 _RUN_WITHOUT_TUPLES = _harmless_run(*_TUPLES)
 _LINE_COUNTS = {ord(op.code): _LINES.get(op.name, 1) for op in pickletools.opcodes}
 
 
-def check_sizes(data: bytes) -> int:
+def check_sizes(data: bytes, *, large_numbers: bool = True) -> int:
     """Refuse a pickle that asks for more memory than its own length accounts for.
+
+    Args:
+        large_numbers: Whether it may hold integers of more than 8 bytes.
 
     Returns:
         Where the pickle ends; bytes may follow.
@@ -77,6 +83,8 @@ def check_sizes(data: bytes) -> int:
         opcode = data[position]
         size = sizes[opcode]
         position += 1
+        if opcode in _LARGE and not large_numbers:
+            raise ValueError("a number of more than 8 bytes")
         if size >= 0:
             if opcode == _LONG_BINPUT:
                 _check_number(int.from_bytes(data[position : position + 4], "little"), end)
@@ -96,8 +104,12 @@ def check_sizes(data: bytes) -> int:
     raise ValueError("the pickle has no end")
 
 
-def makes_tuples(data: bytes) -> bool:
-    """Whether a pickle, which ``check_sizes`` has passed, makes tuples or frozen sets."""
+def has_odd_keys(data: bytes) -> bool:
+    """Whether a pickle makes what may take for ever as a key: tuples, frozen sets, large numbers.
+
+    Args:
+        data: ``check_sizes`` has passed it.
+    """
     position = 0
     while True:
         run = _RUN_WITHOUT_TUPLES.match(data, position)
@@ -107,7 +119,7 @@ def makes_tuples(data: bytes) -> bool:
         opcode = data[position]
         size = _SIZES[opcode]
         position += 1
-        if opcode in _TUPLES or opcode == _STOP:
+        if opcode in _ODD_KEYS or opcode == _STOP:
             return opcode != _STOP
         if size >= 0:
             position += size

@@ -40,7 +40,7 @@ from .exceptions import (
 from .filling import MOST_TRIES
 from .integrity import check_level
 from .item_reads import ItemReads
-from .items import copy_into, load_tensor, narrow, open_item, read_blob
+from .items import copy_into, load_tensor, most_bytes, narrow, open_item, read_blob
 from .link import LinkEstimate
 from .plan import FilePlan, PlannedItem, StoredItem, plan_files
 from .readers.contract import ItemRangeAware, ReaderConstructor
@@ -395,7 +395,10 @@ class S3StorageReader(StorageReader):
         """Decode one stored item and give it to all who asked for it."""
         blobs = [r for r in planned.requests if r.type == LoadItemType.BYTE_IO]
         tensors = [r for r in planned.requests if r.type != LoadItemType.BYTE_IO]
-        item = open_item(view, planned.stored.transforms, self._extensions)
+        limit = None
+        if not blobs and planned.stored.transforms:
+            limit = most_bytes(self._described.get(tensors[0].storage_index.fqn))
+        item = open_item(view, planned.stored.transforms, self._extensions, limit)
         if blobs:
             data = read_blob(item)
             given = data if self._trust_checkpoint else vetted(data, self._safe_globals)
@@ -404,7 +407,7 @@ class S3StorageReader(StorageReader):
             item = io.BytesIO(data)
         if not tensors:
             return
-        stored = load_tensor(item)
+        stored = load_tensor(item, self._safe_globals, trusted=self._trust_checkpoint)
         for request in tensors:
             part = narrow(stored, request.storage_offsets, request.lengths)
             target = planner.resolve_tensor(request)

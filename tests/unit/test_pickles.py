@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torch_s3dcp.pickles import check_sizes
+from torch_s3dcp.pickles import check_sizes, has_odd_keys
 
 VALUES = st.recursive(
     st.none()
@@ -76,3 +76,26 @@ def test_a_key_that_a_few_bytes_make_endless_is_refused() -> None:
     assert [op.name for op, _, _ in pickletools.genops(data)].count("DUP") == 45
     with pytest.raises(ValueError, match="opcode 0x32"):
         check_sizes(data)
+
+
+@given(VALUES, st.integers(0, pickle.HIGHEST_PROTOCOL))
+def test_odd_keys_are_seen(value: Any, protocol: int) -> None:
+    data = pickle.dumps(value, protocol)
+    check_sizes(data)
+    found = {op.name for op, _, _ in pickletools.genops(data)}
+    tuples = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET", "INT", "LONG", "LONG4"}
+    large = any(
+        op.name == "LONG1" and argument.bit_length() > 63
+        for op, argument, _ in pickletools.genops(data)
+    )
+    assert has_odd_keys(data) == (bool(found & tuples) or large)
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**70), 2**3000])
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_large_numbers_are_refused_where_none_are_expected(number: int, protocol: int) -> None:
+    data = pickle.dumps([number], protocol)
+    check_sizes(data)
+    with pytest.raises(ValueError, match="8 bytes"):
+        check_sizes(data, large_numbers=False)
+    check_sizes(pickle.dumps([2**62, -(2**62), 0, 1], 4), large_numbers=False)
