@@ -13,6 +13,7 @@ import argparse
 import datetime
 import pathlib
 import types
+import uuid
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
@@ -29,8 +30,10 @@ from .tensors import tensor_names
 SafeGlobal = Callable[..., Any] | tuple[Callable[..., Any], str]
 
 _ENCODINGS = ("latin1", "latin-1", "utf-8", "ascii")
-# Booleans, integers, floats, complex numbers, byte strings, text: no objects, no structures.
-_KINDS = "biufcSU"
+# Booleans, integers, floats, complex numbers, times, byte strings, text, structures of these: no
+# objects.
+_KINDS = "biufcmMSUV"
+_UNITS = frozenset(b"Y M W D h m s ms us ns ps fs as generic".split())
 _RAW = "numpy.ndarray"
 
 
@@ -115,6 +118,12 @@ def _namespace(make: Callable[[], Any]) -> Allowed:
     return Allowed(kind, lambda: make(), build)
 
 
+def _build_uuid(target: Any, state: Any) -> None:
+    _need(type(state) is dict and set(state) == {"int"}, "uuid.UUID")
+    _need(type(state["int"]) is int and 0 <= state["int"] < 2**128, "uuid.UUID")
+    target.__setstate__(state)
+
+
 # Arrays of numpy ----------------------------------------------------------------------
 
 
@@ -126,13 +135,42 @@ def _dtype(code: Any, align: Any = False, copy: Any = True) -> np.dtype[Any]:
 
 
 def _build_dtype(target: np.dtype[Any], state: Any) -> None:
-    _need(type(state) is tuple and len(state) == 8, "numpy.dtype")
-    # Its own state in another byte order; anything else makes numpy read where nothing is.
-    own: Any = target.__reduce__()
+    _need(type(state) is tuple and len(state) in (8, 9), "numpy.dtype")
+    # A state that it may have, in any byte order; others make numpy read where nothing is.
+    like = target
+    if target.kind in "mM" and len(state) == 9:
+        like = _time_like(target, state[8])
+    elif target.kind == "V" and state[3] is not None:
+        like = _structure_like(target, state[3], state[4])
+    own: Any = like.__reduce__()
     version, order, *rest = own[2]
     orders = ("|",) if order == "|" else ("<", ">", "=")
     _need(state[1] in orders and state == (version, state[1], *rest), "numpy.dtype")
     target.__setstate__(state)  # type: ignore[attr-defined]
+
+
+def _time_like(target: np.dtype[Any], about: Any) -> np.dtype[Any]:
+    _need(type(about) is tuple and len(about) == 2 and type(about[1]) is tuple, "numpy.dtype")
+    unit, count = about[1][:2]
+    _need(unit in _UNITS and type(count) is int and 0 < count < 2**31, "numpy.dtype")
+    name = "" if unit == b"generic" else f"[{count}{unit.decode()}]"
+    made: np.dtype[Any] = np.dtype(f"{target.kind}8{name}")
+    return made
+
+
+def _structure_like(target: np.dtype[Any], names: Any, fields: Any) -> np.dtype[Any]:
+    _need(type(names) is tuple and type(fields) is dict, "numpy.dtype")
+    _need(len(names) == len(fields), "numpy.dtype")
+    found = [fields.get(name) for name in names]
+    _need(all(type(one) is tuple and len(one) == 2 for one in found), "numpy.dtype")
+    kinds, offsets = [one[0] for one in found], [one[1] for one in found]
+    _need(all(isinstance(kind, np.dtype) and kind.kind in _KINDS for kind in kinds), "numpy.dtype")
+    size = target.itemsize
+    # Raises for offsets outside of it.
+    made: Any = np.dtype(
+        {"names": list(names), "formats": kinds, "offsets": offsets, "itemsize": size}
+    )
+    return made
 
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> np.ndarray[Any, Any]:
@@ -200,6 +238,7 @@ def _classes() -> dict[str, Allowed]:
             for kind in (datetime.datetime, datetime.date, datetime.time, datetime.timedelta)
         },
         "datetime.timezone": Allowed(datetime.timezone, _of_numbers(datetime.timezone)),
+        "uuid.UUID": Allowed(uuid.UUID, lambda: object.__new__(uuid.UUID), _build_uuid),
         **_paths(),
         "argparse.Namespace": _namespace(argparse.Namespace),
         "types.SimpleNamespace": _namespace(types.SimpleNamespace),

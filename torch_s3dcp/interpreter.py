@@ -222,6 +222,11 @@ class Interpreter:
         # Some classes give instances of their own subclasses, such as numpy.dtype.
         known = (self._allowed.get(id(kind)) for kind in type(target).__mro__)
         allowed = next((one for one in known if one is not None), None)
+        if allowed is None:
+            # Made by a function that is allowed; raises what its class is called if that is not.
+            kind = type(target)
+            found = self._find(f"{kind.__module__}.{kind.__qualname__}")
+            allowed = found if found.value is kind else None
         if allowed is None or allowed.build is None:
             raise RefusedError(f"a {type(target).__name__} may not be given a state")
         allowed.build(target, state)
