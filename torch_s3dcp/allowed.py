@@ -167,7 +167,7 @@ def _structure_like(target: np.dtype[Any], names: Any, fields: Any) -> np.dtype[
     _need(all(isinstance(kind, np.dtype) and kind.kind in _KINDS for kind in kinds), "numpy.dtype")
     size = target.itemsize
     # Raises for offsets outside of it.
-    made: Any = np.dtype(
+    made: np.dtype[Any] = np.dtype(
         {"names": list(names), "formats": kinds, "offsets": offsets, "itemsize": size}
     )
     return made
