@@ -60,6 +60,41 @@ CASES = {
         raise StorageError('refused', key={TOKEN!r})""",
         True,
     ),
+    "a cause of an error": (
+        f"""with pytest.raises(StorageError):
+        try:
+            raise OSError({TOKEN!r})
+        except OSError as error:
+            raise StorageError('refused') from error""",
+        True,
+    ),
+    "a context of a cause": (
+        f"""with pytest.raises(StorageError):
+        try:
+            try:
+                raise OSError({SECRET!r})
+            except OSError:
+                raise ValueError('plain')
+        except ValueError as error:
+            raise StorageError('refused') from None""",
+        True,
+    ),
+    "a logger of ours that keeps to itself": (
+        f"""logger = logging.getLogger('torch_s3dcp.private')
+    logger.propagate = False
+    logger.info({TOKEN!r})""",
+        True,
+    ),
+    "a child of another's that keeps to itself": (
+        f"""logging.getLogger('private').propagate = False
+    logging.getLogger('private.child').debug({SECRET!r})""",
+        True,
+    ),
+    "a token of another's that keeps to itself": (
+        f"""logging.getLogger('hidden').propagate = False
+    logging.getLogger('hidden.child').debug({TOKEN!r})""",
+        False,
+    ),
     "a warning": (
         f"""with pytest.warns(UserWarning):
         warnings.warn({SECRET!r}, UserWarning)""",

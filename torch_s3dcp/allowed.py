@@ -13,6 +13,7 @@ import argparse
 import datetime
 import pathlib
 import types
+import uuid
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
@@ -22,16 +23,18 @@ import numpy as np
 import torch
 
 from .exceptions import ConfigurationError
-from .interpreter import Allowed, RefusedError, check_key, set_attributes
+from .interpreter import Allowed, KeyCheck, RefusedError, set_attributes
+from .tensors import tensor_names
 
 #: What a user may allow: a class or function, or one with the name that pickles call it by.
 SafeGlobal = Callable[..., Any] | tuple[Callable[..., Any], str]
 
 _ENCODINGS = ("latin1", "latin-1", "utf-8", "ascii")
-# Booleans, integers, floats, complex numbers, byte strings, text: no objects, no structures.
-_KINDS = "biufcSU"
+# Booleans, integers, floats, complex numbers, times, byte strings, text, structures of these: no
+# objects.
+_KINDS = "biufcmMSUV"
+_UNITS = frozenset(b"Y M W D h m s ms us ns ps fs as generic".split())
 _RAW = "numpy.ndarray"
-_REBUILD = "torch._utils._rebuild_tensor_v2"
 
 
 def _need(good: bool, name: str) -> None:
@@ -57,10 +60,11 @@ def _from_items(make: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*arguments: Any) -> Any:
         _need(all(type(a) in (list, tuple, dict, OrderedDict) for a in arguments), make.__name__)
+        check = KeyCheck()
         for items in arguments:
             for item in items:
                 pair = make is OrderedDict and type(item) in (list, tuple) and item
-                check_key(item[0] if pair else item)
+                check(item[0] if pair else item)
         return make(*arguments)
 
     return call
@@ -114,6 +118,12 @@ def _namespace(make: Callable[[], Any]) -> Allowed:
     return Allowed(kind, lambda: make(), build)
 
 
+def _build_uuid(target: Any, state: Any) -> None:
+    _need(type(state) is dict and set(state) == {"int"}, "uuid.UUID")
+    _need(type(state["int"]) is int and 0 <= state["int"] < 2**128, "uuid.UUID")
+    target.__setstate__(state)
+
+
 # Arrays of numpy ----------------------------------------------------------------------
 
 
@@ -125,13 +135,42 @@ def _dtype(code: Any, align: Any = False, copy: Any = True) -> np.dtype[Any]:
 
 
 def _build_dtype(target: np.dtype[Any], state: Any) -> None:
-    _need(type(state) is tuple and len(state) == 8, "numpy.dtype")
-    # Its own state in another byte order; anything else makes numpy read where nothing is.
-    own: Any = target.__reduce__()
+    _need(type(state) is tuple and len(state) in (8, 9), "numpy.dtype")
+    # A state that it may have, in any byte order; others make numpy read where nothing is.
+    like = target
+    if target.kind in "mM" and len(state) == 9:
+        like = _time_like(target, state[8])
+    elif target.kind == "V" and state[3] is not None:
+        like = _structure_like(target, state[3], state[4])
+    own: Any = like.__reduce__()
     version, order, *rest = own[2]
     orders = ("|",) if order == "|" else ("<", ">", "=")
     _need(state[1] in orders and state == (version, state[1], *rest), "numpy.dtype")
     target.__setstate__(state)  # type: ignore[attr-defined]
+
+
+def _time_like(target: np.dtype[Any], about: Any) -> np.dtype[Any]:
+    _need(type(about) is tuple and len(about) == 2 and type(about[1]) is tuple, "numpy.dtype")
+    unit, count = about[1][:2]
+    _need(unit in _UNITS and type(count) is int and 0 < count < 2**31, "numpy.dtype")
+    name = "" if unit == b"generic" else f"[{count}{unit.decode()}]"
+    made: np.dtype[Any] = np.dtype(f"{target.kind}8{name}")
+    return made
+
+
+def _structure_like(target: np.dtype[Any], names: Any, fields: Any) -> np.dtype[Any]:
+    _need(type(names) is tuple and type(fields) is dict, "numpy.dtype")
+    _need(len(names) == len(fields), "numpy.dtype")
+    found = [fields.get(name) for name in names]
+    _need(all(type(one) is tuple and len(one) == 2 for one in found), "numpy.dtype")
+    kinds, offsets = [one[0] for one in found], [one[1] for one in found]
+    _need(all(isinstance(kind, np.dtype) and kind.kind in _KINDS for kind in kinds), "numpy.dtype")
+    size = target.itemsize
+    # Raises for offsets outside of it.
+    made: np.dtype[Any] = np.dtype(
+        {"names": list(names), "formats": kinds, "offsets": offsets, "itemsize": size}
+    )
+    return made
 
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> np.ndarray[Any, Any]:
@@ -161,55 +200,6 @@ def _scalar(dtype: Any, raw: Any = b"") -> Any:
     return np.frombuffer(raw, dtype)[0]
 
 
-# Tensors inside of other things -------------------------------------------------------
-
-
-class Memory:
-    """The memory of tensors, which only tensors may be made of.
-
-    Saved anew as what it is, a storage would come back as a tensor.
-    """
-
-    def __init__(self, flat: torch.Tensor) -> None:
-        self.flat = flat
-
-    def __reduce__(self) -> Any:
-        raise RefusedError("it holds a storage that is no tensor's")
-
-
-def _tensor(
-    memory: Any,
-    offset: Any,
-    size: Any,
-    stride: Any,
-    requires_grad: Any = False,
-    _: Any = None,
-    flags: Any = None,
-) -> torch.Tensor:
-    _need(type(memory) is Memory, _REBUILD)
-    # Raises for what lies outside of the memory.
-    view: torch.Tensor = memory.flat.as_strided(size, stride, offset)
-    # What is to be negated or conjugated when it is looked at.
-    _need(flags is None or (type(flags) is dict and set(flags) <= {"conj", "neg"}), _REBUILD)
-    if flags and flags.get("conj"):
-        view = view.conj()
-    if flags and flags.get("neg"):
-        view = torch._neg_view(view)
-    return view.requires_grad_(bool(requires_grad))
-
-
-def _tensor_v3(memory: Any, *rest: Any) -> torch.Tensor:
-    _need(type(memory) is Memory and len(rest) >= 6, _REBUILD)
-    _need(isinstance(rest[5], torch.dtype), _REBUILD)
-    offset, size, stride, grad, _, dtype, *flags = rest
-    return _tensor(Memory(memory.flat.view(dtype)), offset, size, stride, grad, None, *flags[:1])
-
-
-def _parameter(data: Any, requires_grad: Any = True, *_: Any) -> torch.nn.Parameter:
-    _need(isinstance(data, torch.Tensor), "torch._utils._rebuild_parameter")
-    return torch.nn.Parameter(data, bool(requires_grad))
-
-
 def _functions() -> dict[str, Allowed]:
     calls: dict[str, Callable[..., Any]] = {
         "_codecs.encode": _encode,
@@ -217,9 +207,6 @@ def _functions() -> dict[str, Allowed]:
         "numpy._core.multiarray.scalar": _scalar,
         "numpy.core.multiarray._reconstruct": _reconstruct,
         "numpy.core.multiarray.scalar": _scalar,
-        "torch._utils._rebuild_parameter": _parameter,
-        "torch._utils._rebuild_tensor_v2": _tensor,
-        "torch._utils._rebuild_tensor_v3": _tensor_v3,
         "torch.serialization._get_layout": _layout,
     }
     return {name: Allowed(call, call) for name, call in calls.items()}
@@ -251,6 +238,7 @@ def _classes() -> dict[str, Allowed]:
             for kind in (datetime.datetime, datetime.date, datetime.time, datetime.timedelta)
         },
         "datetime.timezone": Allowed(datetime.timezone, _of_numbers(datetime.timezone)),
+        "uuid.UUID": Allowed(uuid.UUID, lambda: object.__new__(uuid.UUID), _build_uuid),
         **_paths(),
         "argparse.Namespace": _namespace(argparse.Namespace),
         "types.SimpleNamespace": _namespace(types.SimpleNamespace),
@@ -276,23 +264,6 @@ def _paths() -> dict[str, Allowed]:
     }
 
 
-# Storages stand for the dtype that their tensors begin with; nobody makes one.
-_STORAGES = {
-    "Double": torch.float64,
-    "Float": torch.float32,
-    "Half": torch.float16,
-    "BFloat16": torch.bfloat16,
-    "Long": torch.int64,
-    "Int": torch.int32,
-    "Short": torch.int16,
-    "Char": torch.int8,
-    "Byte": torch.uint8,
-    "Bool": torch.bool,
-    "ComplexDouble": torch.complex128,
-    "ComplexFloat": torch.complex64,
-}
-
-
 def _values() -> dict[str, Allowed]:
     """Dtypes and the like: nothing of these is called."""
     kinds = (torch.dtype, torch.layout, torch.memory_format, torch.qscheme)
@@ -300,8 +271,6 @@ def _values() -> dict[str, Allowed]:
         **{
             f"torch.{n}": Allowed(value) for n, value in vars(torch).items() if type(value) in kinds
         },
-        **{f"torch.{name}Storage": Allowed(dtype) for name, dtype in _STORAGES.items()},
-        "torch.storage.UntypedStorage": Allowed(torch.uint8),
     }
 
 
@@ -309,7 +278,7 @@ def _values() -> dict[str, Allowed]:
 _OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg", "exceptions": "builtins"}
 _OLD_NAMES = {"builtins.xrange": "builtins.range", "builtins.unicode": "builtins.str"}
 _OLD_NAMES["builtins.long"] = "builtins.int"
-_DEFAULT = {**_functions(), **_classes(), **_values()}
+_DEFAULT = {**_functions(), **_classes(), **_values(), **tensor_names()}
 
 
 def check_safe_globals(allowed: Any) -> tuple[SafeGlobal, ...]:

@@ -3,8 +3,8 @@
 A planner decodes an item with ``torch.load(weights_only=False)``, which does what the bytes
 say. It is therefore never given bytes from the bucket, but new ones:
 
-* A pickle that names nothing and makes no tuples, which may be keys that take for ever to hash,
-  holds numbers, text and containers. It is put into a new archive.
+* A pickle that names nothing and makes no tuples nor large numbers, which may be keys that take
+  for ever to hash or compare, holds numbers, text and containers. It is put into a new archive.
 * Any other is carried out by ``interpreter``, and what came of it is saved anew.
 
 So nothing depends on whether two programs read the same bytes in the same way.
@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from .allowed import Memory, SafeGlobal, allowed_names
+from .allowed import SafeGlobal, allowed_names
 from .exceptions import InvalidCheckpointError
 from .interpreter import Interpreter, RefusedError
 from .pickles import look_through
 from .records import PICKLE, archive_of, is_archive, read_records
+from .tensors import Storages
 
 _TRUST = "or pass trust_checkpoint=True to the storage reader, which lets the bucket run code"
 
@@ -61,10 +62,9 @@ def _vetted(data: bytes, safe_globals: Sequence[SafeGlobal]) -> bytes:
     if "constants.pkl" in records:
         raise RefusedError("it is a TorchScript archive, which holds code")
     pickled = bytes(records[PICKLE])
-    look = look_through(pickled)
-    if not look.makes_tuples and _is_plain(pickled):
+    if not look_through(pickled).odd_keys and _is_plain(pickled):
         return archive_of(pickled)
-    value = Interpreter(allowed_names(safe_globals), _Storages(records)).load(pickled)
+    value = Interpreter(allowed_names(safe_globals), Storages(records)).load(pickled)
     output = io.BytesIO()
     torch.save(value, output)
     return output.getvalue()
@@ -91,29 +91,6 @@ class _Plain(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         raise _NotPlainError
-
-
-class _Storages:
-    """The memory of tensors inside an item, by the ids that its pickle has for it."""
-
-    def __init__(self, records: Mapping[str, memoryview]) -> None:
-        self._records = records
-        self._known: dict[str, torch.Tensor] = {}
-
-    def __call__(self, pid: Any) -> Memory:
-        if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
-            raise RefusedError("a persistent id that is no storage")
-        _, dtype, key, _, count = pid
-        if not isinstance(dtype, torch.dtype) or type(key) is not str or type(count) is not int:
-            raise RefusedError("a persistent id that is no storage")
-        if key not in self._known:
-            memory = bytearray(self._records[f"data/{key}"])
-            empty = torch.empty(0, dtype=torch.uint8, device="cpu")
-            self._known[key] = torch.frombuffer(memory, dtype=torch.uint8) if memory else empty
-        flat = self._known[key]
-        if len(flat) != count * dtype.itemsize:
-            raise ValueError(f"storage {key} has another size than the item says")
-        return Memory(flat.view(dtype))
 
 
 # To allow one of these is to allow all: they call or import whatever they are told to.

@@ -23,7 +23,7 @@ from .checksums import CRC64
 from .collector import CollectorPause
 from .exceptions import IntegrityError, InvalidCheckpointError
 from .metadata_checks import check_metadata
-from .pickles import check_sizes
+from .pickles import look_through
 from .plan import StoredItem
 from .ranges import ItemRange
 
@@ -79,7 +79,10 @@ def load_metadata(data: bytes, *, trusted: bool = False) -> dcp.Metadata:
 
 
 def _load(data: bytes, end: int) -> Any:
-    if check_sizes(data) != end:
+    look = look_through(data)
+    if look.large_numbers:
+        raise InvalidCheckpointError("the checkpoint's metadata holds a number of over 8 bytes")
+    if look.end != end:
         # Either what seals it was damaged, or the pickle was.
         raise IntegrityError("the checkpoint's metadata does not end where its pickle does")
     with CollectorPause():

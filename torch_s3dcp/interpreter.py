@@ -18,6 +18,8 @@ _DICTS = (dict, OrderedDict, defaultdict)
 # Parts of a key at most, counted as often as they are met.
 _KEY_PARTS = 10_000
 _KEY_DEPTH = 100
+# Different keys with one hash: each is compared with all others.
+_MOST_ALIKE = 64
 
 
 class RefusedError(ValueError):
@@ -90,6 +92,33 @@ def check_key(key: Any) -> Any:
     return key
 
 
+class KeyCheck:
+    """Looks at the keys of containers; of those that hash alike it lets through a few.
+
+    Texts and bytes hash at random. Of small numbers few hash alike; of tuples, large numbers
+    and the like as many as somebody wants.
+    """
+
+    def __init__(self) -> None:
+        self._alike: dict[int, list[Any]] = {}
+
+    def __call__(self, key: Any) -> Any:
+        """The key.
+
+        Raises:
+            RefusedError: It takes too long to hash, or is one of too many that hash alike.
+        """
+        kind = type(key)
+        if kind is str or kind is bytes or (kind is int and -(2**64) < key < 2**64):
+            return key
+        known = self._alike.setdefault(hash(check_key(key)), [])
+        if key not in known:
+            known.append(key)
+            if len(known) > _MOST_ALIKE:
+                raise RefusedError("too many of its keys have the same hash")
+        return key
+
+
 class Interpreter:
     """One run through one pickle.
 
@@ -106,6 +135,7 @@ class Interpreter:
         self._allowed: dict[int, Allowed] = {}
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._key = KeyCheck()
 
     def load(self, data: bytes) -> Any:
         """The value. Any exception may come of a damaged pickle.
@@ -192,6 +222,11 @@ class Interpreter:
         # Some classes give instances of their own subclasses, such as numpy.dtype.
         known = (self._allowed.get(id(kind)) for kind in type(target).__mro__)
         allowed = next((one for one in known if one is not None), None)
+        if allowed is None:
+            # Made by a function that is allowed; raises what its class is called if that is not.
+            kind = type(target)
+            found = self._find(f"{kind.__module__}.{kind.__qualname__}")
+            allowed = found if found.value is kind else None
         if allowed is None or allowed.build is None:
             raise RefusedError(f"a {type(target).__name__} may not be given a state")
         allowed.build(target, state)
@@ -218,13 +253,13 @@ class Interpreter:
         if type(target) not in _DICTS and not self._is_trusted(target):
             raise RefusedError(f"no item may be set of a {type(target).__name__}")
         for position in range(0, len(items), 2):
-            target[check_key(items[position])] = items[position + 1]
+            target[self._key(items[position])] = items[position + 1]
 
     def _add_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) is not set:
             raise RefusedError(f"nothing may be added to a {type(target).__name__}")
-        target.update(map(check_key, items))
+        target.update(map(self._key, items))
 
     def _tuple(self, count: int) -> None:
         items = tuple(self._pop() for _ in range(count))
@@ -235,7 +270,7 @@ class Interpreter:
         return [key, value]
 
     def _dict(self, items: list[Any]) -> None:
-        self._stack.append(dict(zip(map(check_key, items[::2]), items[1::2], strict=True)))
+        self._stack.append(dict(zip(map(self._key, items[::2]), items[1::2], strict=True)))
 
     def _remember(self, number: int | None) -> None:
         self._memo[len(self._memo) if number is None else number] = self._stack[-1]
@@ -247,7 +282,7 @@ def _shown(value: Any) -> str:
 
 
 _VALUES = {
-    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("INT", "LONG", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
@@ -274,7 +309,7 @@ _STEPS: dict[str, _Step] = {
     "TUPLE3": lambda run, _: run._tuple(3),
     "LIST": lambda run, _: run._stack.append(run._to_mark()),
     "DICT": lambda run, _: run._dict(run._to_mark()),
-    "FROZENSET": lambda run, _: run._stack.append(frozenset(map(check_key, run._to_mark()))),
+    "FROZENSET": lambda run, _: run._stack.append(frozenset(map(run._key, run._to_mark()))),
     "APPEND": lambda run, _: run._extend([run._pop()]),
     "APPENDS": lambda run, _: run._extend(run._to_mark()),
     "SETITEM": lambda run, _: run._set_items(run._pair()),

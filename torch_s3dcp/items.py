@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import torch
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.utils.serialization import config
 
 from ._torch import ExtensionRegistry, StreamTransformExtension
+from .allowed import SafeGlobal, allowed_names
 from .envelopes import Envelope
 from .exceptions import InvalidCheckpointError, S3DCPError, SizeMismatchError
+from .interpreter import Interpreter, RefusedError
+from .pickles import check_sizes
+from .records import PICKLE, RecordFile
 from .segments import SegmentSink
+from .tensors import Storages
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -28,6 +35,8 @@ if TYPE_CHECKING:
 # Archives of 4 GiB and more are laid out in another way.
 _ZIP64 = 2**32 - 2**20
 _MOST_ENVELOPES = 4096
+# Archives up to this size are read in one piece.
+_READ_AT_ONCE = 2**20
 _ENVELOPES: dict[tuple[Any, ...], Envelope] = {}
 
 
@@ -168,12 +177,19 @@ def descriptors_of(extensions: Sequence[StreamTransformExtension]) -> list[str] 
 
 
 def open_item(
-    view: IO[bytes], descriptors: Iterable[str], registry: ExtensionRegistry
+    view: IO[bytes],
+    descriptors: Iterable[str],
+    registry: ExtensionRegistry,
+    limit: int | None = None,
 ) -> IO[bytes]:
     """Undo the transformations that an item was stored with.
 
+    Args:
+        limit: Bytes that it may decode to, see :func:`most_bytes`; None: as many as it likes.
+
     Raises:
-        InvalidCheckpointError: An extension is unknown here, or not installed.
+        InvalidCheckpointError: An extension is unknown here, or not installed. From reading: it
+            decodes to more.
     """
     names = list(descriptors)
     try:
@@ -186,21 +202,86 @@ def open_item(
     for extension in extensions:
         if isinstance(extension, StreamTransformExtension):
             view = extension.transform_from(view)
+            if limit is not None:
+                view = cast("IO[bytes]", _Limited(view, limit))
     return view
 
 
-def load_tensor(item: IO[bytes]) -> torch.Tensor:
+def load_tensor(
+    item: IO[bytes], safe_globals: Sequence[SafeGlobal] = (), *, trusted: bool = False
+) -> torch.Tensor:
     """Decode a stored tensor onto the CPU. Runs no code from the item.
 
+    Args:
+        safe_globals: What it may name beyond ``allowed``.
+        trusted: ``torch.load(weights_only=True)`` decodes it, which believes sizes.
+
     Raises:
-        InvalidCheckpointError: The bytes are not a stored tensor.
+        InvalidCheckpointError: The bytes are not a stored tensor, or name what is not allowed.
     """
     with _decoding("tensor"):
-        seekable = item if item.seekable() else io.BytesIO(item.read(-1))
-        value = torch.load(seekable, map_location="cpu", weights_only=True)
+        file = item if item.seekable() else io.BytesIO(item.read(-1))
+        if trusted:
+            value = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            value = _decoded(file, safe_globals)
     if not isinstance(value, torch.Tensor):
         raise InvalidCheckpointError(f"the item holds a {type(value).__name__}, not a tensor")
     return value
+
+
+def _decoded(file: IO[bytes], safe_globals: Sequence[SafeGlobal]) -> Any:
+    """The value in an archive. It takes no more memory than the archive has bytes."""
+    if file.seek(0, 2) <= _READ_AT_ONCE:
+        file.seek(0)
+        file = io.BytesIO(file.read(-1))
+    records = RecordFile(file)
+    if "constants.pkl" in records:
+        raise RefusedError("it is a TorchScript archive, which holds code")
+    swapped = "byteorder" in records and bytes(records["byteorder"]) != sys.byteorder.encode()
+    pickled = bytes(records[PICKLE])
+    check_sizes(pickled)
+    names = allowed_names(safe_globals)
+    return Interpreter(names, Storages(records, swapped=swapped)).load(pickled)
+
+
+class _Limited(io.RawIOBase):
+    """What an extension decodes, as long as it is no more than a number of bytes."""
+
+    def __init__(self, source: IO[bytes], limit: int) -> None:
+        self._source = source
+        self._left = self._limit = limit
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        target = memoryview(buffer).cast("B")
+        data = self._source.read(min(len(target), self._left + 1))
+        self._left -= len(data)
+        if self._left < 0:
+            raise InvalidCheckpointError(
+                f"the stored item decodes to more than the {self._limit} bytes that the metadata "
+                "accounts for"
+            )
+        target[: len(data)] = data
+        return len(data)
+
+
+def most_bytes(about: Any) -> int | None:
+    """Bytes that a stored part of a tensor can take at most; None: nobody can know.
+
+    Args:
+        about: What the metadata's ``state_dict_metadata`` says of it.
+    """
+    if not isinstance(about, TensorStorageMetadata):
+        return None
+    numbers = max((chunk.sizes.numel() for chunk in about.chunks), default=0)
+    # Room for a class of its own, which may keep more than one value for each.
+    each = 2 * about.properties.dtype.itemsize + 16
+    if about.properties.layout is not torch.strided:
+        each += 8 * (len(about.size) + 1)
+    return numbers * each + _READ_AT_ONCE
 
 
 def read_blob(item: IO[bytes]) -> bytes:
@@ -229,9 +310,10 @@ def _decoding(what: str) -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """What an error says, without torch's advice to load with ``weights_only=False``."""
     refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-    if refused:
+    name = error.name if isinstance(error, RefusedError) else refused and refused[1]
+    if name:
         return (
-            f"it holds a {refused[1]}, and loading that could run code; if you trust it, allow "
+            f"it holds a {name}, and loading that could run code; if you trust it, allow "
             "it with torch.serialization.add_safe_globals"
         )
     return str(error).partition("\n")[0].partition("This file can still be loaded")[0].strip()

@@ -53,8 +53,10 @@ def _harmless_run(*others: int) -> re.Pattern[bytes]:
 
 
 _HARMLESS_RUN = _harmless_run()
-# All but the empty tuple, and frozen sets.
+# All tuples but the empty one, and frozen sets.
 _TUPLES = frozenset(b"t\x85\x86\x87\x91")
+# Integers of more than 8 bytes where such a run ends, or as text: endlessly many hash alike.
+_LARGE = frozenset(b"\x8a\x8bIL")
 _RUN_WITHOUT_TUPLES = _harmless_run(*_TUPLES)
 _LINE_COUNTS = {ord(op.code): _LINES.get(op.name, 1) for op in pickletools.opcodes}
 
@@ -65,10 +67,17 @@ class Look(NamedTuple):
     Attributes:
         end: Where it ends; bytes may follow.
         makes_tuples: Whether it makes tuples, other than the empty one, or frozen sets.
+        large_numbers: Whether it holds integers of more than 8 bytes.
     """
 
     end: int
     makes_tuples: bool
+    large_numbers: bool
+
+    @property
+    def odd_keys(self) -> bool:
+        """Whether it makes what may take for ever as a key."""
+        return self.makes_tuples or self.large_numbers
 
 
 def check_sizes(data: bytes) -> int:
@@ -89,7 +98,7 @@ def look_through(data: bytes) -> Look:
     Raises:
         ValueError: As there.
     """
-    position, end = 0, len(data)
+    position, end, large = 0, len(data), False
     sizes, runs = _SIZES, _RUN_WITHOUT_TUPLES
     while position < end:
         run = runs.match(data, position)
@@ -99,11 +108,12 @@ def look_through(data: bytes) -> Look:
         opcode = data[position]
         size = sizes[opcode]
         position += 1
+        large = large or opcode in _LARGE
         if size >= 0:
             if opcode == _LONG_BINPUT:
                 _check_number(int.from_bytes(data[position : position + 4], "little"), end)
             elif opcode == _STOP:
-                return Look(position, runs is _HARMLESS_RUN)
+                return Look(position, runs is _HARMLESS_RUN, large)
             elif opcode in _TUPLES:
                 runs = _HARMLESS_RUN  # one is enough to know
             position += size

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import IO
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _ENTRY = struct.Struct("<4s6H3I5H2I")
@@ -45,6 +47,60 @@ def read_records(data: memoryview) -> dict[str, memoryview]:
     if stored > start or position != start + size:
         raise ValueError("its records overlap")
     return records
+
+
+class RecordFile:
+    """The records of an archive in a seekable file, each read when it is asked for.
+
+    Args:
+        file: Read from only while records are looked at. No checksums are compared.
+
+    Raises:
+        ValueError: It is not an archive as ``torch.save`` makes them, or damaged.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._length = file.seek(0, 2)
+        try:
+            with ZipFile(file) as archive:
+                entries = archive.infolist()
+        except BadZipFile as error:
+            raise ValueError(f"it is not an archive of torch.save: {error}") from error
+        self._records: dict[str, ZipInfo] = {}
+        folders = {entry.filename.partition("/")[0] for entry in entries}
+        for entry in entries:
+            name = entry.filename.partition("/")[2]
+            if entry.compress_type != ZIP_STORED or entry.compress_size != entry.file_size:
+                raise ValueError(f"record {entry.filename!r} is compressed")
+            if not name or name in self._records or len(folders) > 1:
+                raise ValueError(f"record {entry.filename!r} is there twice, or misplaced")
+            self._records[name] = entry
+        if sum(entry.file_size for entry in entries) > self._length:
+            raise ValueError("its records overlap")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._records
+
+    def __getitem__(self, name: str) -> memoryview:
+        """A record's bytes, in memory of their own."""
+        entry = self._records.get(name)
+        if entry is None:
+            raise ValueError(f"there is no record {name!r}")
+        self._file.seek(entry.header_offset)
+        local = _LOCAL.unpack(self._file.read(_LOCAL.size))
+        begin = entry.header_offset + _LOCAL.size + local[9] + local[10]
+        if local[0] != _LOCAL_MARK or begin + entry.file_size > self._length:
+            raise ValueError(f"record {name!r} lies outside of the archive")
+        content = memoryview(bytearray(entry.file_size))
+        self._file.seek(begin)
+        filled = 0
+        while filled < len(content):
+            count = self._file.readinto(content[filled:])  # type: ignore[attr-defined]
+            if not count:
+                raise ValueError(f"record {name!r} is cut off")
+            filled += count
+        return content
 
 
 def _directory(data: memoryview) -> tuple[int, int, int]:

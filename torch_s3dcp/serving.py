@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Any
 
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlanner, ReadItem
 
@@ -14,7 +14,7 @@ from ._torch import ExtensionRegistry
 from .allowed import SafeGlobal
 from .blobs import vetted
 from .exceptions import InvalidCheckpointError, S3DCPError
-from .items import copy_into, load_tensor, narrow, open_item, read_blob
+from .items import copy_into, load_tensor, most_bytes, narrow, open_item, read_blob
 from .plan import PlannedItem
 
 
@@ -25,20 +25,27 @@ class Serving:
     Attributes:
         extensions: Undo what the bytes went through when they were written.
         trusted: Whether what is stored may run code.
-        safe_globals: What items that are not tensors may name beyond the usual.
+        safe_globals: What items may name beyond the usual.
     """
 
     extensions: ExtensionRegistry
     trusted: bool
     safe_globals: Sequence[SafeGlobal]
 
-    def serve(self, planned: PlannedItem[ReadItem], view: IO[bytes], planner: LoadPlanner) -> None:
+    def serve(
+        self,
+        planned: PlannedItem[ReadItem],
+        view: IO[bytes],
+        planner: LoadPlanner,
+        described: Mapping[str, Any],
+    ) -> None:
         """Decode one stored item and give it to all who asked for it.
 
         Args:
             planned: The item.
             view: Its stored bytes.
             planner: Takes what comes of them.
+            described: What the metadata says of each name: ``state_dict_metadata``.
 
         Raises:
             InvalidCheckpointError: The bytes cannot be decoded, or name what is not allowed.
@@ -46,7 +53,10 @@ class Serving:
         """
         blobs = [r for r in planned.requests if r.type == LoadItemType.BYTE_IO]
         tensors = [r for r in planned.requests if r.type != LoadItemType.BYTE_IO]
-        item = open_item(view, planned.stored.transforms, self.extensions)
+        limit = None
+        if not blobs and planned.stored.transforms:
+            limit = most_bytes(described.get(tensors[0].storage_index.fqn))
+        item = open_item(view, planned.stored.transforms, self.extensions, limit)
         if blobs:
             data = read_blob(item)
             given = data if self.trusted else vetted(data, self.safe_globals)
@@ -55,7 +65,7 @@ class Serving:
             item = io.BytesIO(data)
         if not tensors:
             return
-        stored = load_tensor(item)
+        stored = load_tensor(item, self.safe_globals, trusted=self.trusted)
         for request in tensors:
             part = narrow(stored, request.storage_offsets, request.lengths)
             target = planner.resolve_tensor(request)

@@ -214,7 +214,7 @@ class S3StorageReader(StorageReader):
         pinned = {path: self._client.pin(uri.bucket, uri.key) for path, uri in places.items()}
 
         def serve(planned: PlannedItem[ReadItem], data: memoryview) -> None:
-            self._serving.serve(planned, io.BytesIO(data), planner)
+            self._serving.serve(planned, io.BytesIO(data), planner, self._described)
 
         config = self._client.s3client_config
         limit = ConcurrencyLimit(config.initial_concurrency, config.max_concurrency)
@@ -281,7 +281,8 @@ class S3StorageReader(StorageReader):
                 try:
                     full = self.integrity == "full"
                     view = reads.read(planned) if full else reads.view(planned)
-                    self._serving.serve(planned, cast("IO[bytes]", view), planner)
+                    serve = self._serving.serve
+                    serve(planned, cast("IO[bytes]", view), planner, self._described)
                 except S3DCPError as error:
                     raise error.locate(
                         bucket=uri.bucket,

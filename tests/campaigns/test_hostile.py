@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import time
+from collections.abc import Callable
+
 import pytest
 
 from campaigns import hostile, mutations
+from campaigns._sandbox import OUT_OF_MEMORY, in_child
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -13,9 +19,34 @@ pytestmark = pytest.mark.timeout(300)
 def test_nothing_hostile_runs() -> None:
     report = hostile.run(1, 1)
     assert not report.violations, str(report)
-    for kind in ("metadata", "item"):
+    least = {"runs": 40, "imports": 10, "hangs": 8, "crashes": 5, "allocates": 12}
+    for kind in ("metadata", "item", "tensor"):
         assert report.outcomes[f"{kind} refused"] >= 60, str(report)
-        assert report.outcomes[f"{kind} that plain pickle runs"] >= 40, str(report)
+        for effect, count in least.items() if kind != "tensor" else ():
+            done = report.outcomes[f"{kind} that {effect} in the control"]
+            assert done >= count, f"{done} {kind} {effect}: {report}"
+
+
+ROOM = 2**30
+
+
+@pytest.mark.parametrize(
+    ("action", "effects"),
+    [
+        (lambda: str(importlib.import_module("this")), {"imported"}),
+        (lambda: time.sleep(60) or "", {"hung"}),
+        (lambda: os.abort() or "", {"crashed"}),
+        (lambda: os._exit(0) or "", {"crashed"}),
+        (lambda: str(len(bytearray(2 * ROOM))), {"allocated"}),
+        (lambda: str(len(b"x" * (ROOM - 2**28))), {"allocated"}),
+        (lambda: OUT_OF_MEMORY, {"allocated"}),
+        (lambda: "well", set()),
+        (lambda: str(1 // 0), set()),
+    ],
+)
+def test_what_a_child_did_is_seen(action: Callable[[], str], effects: set[str]) -> None:
+    ended = in_child(action, seconds=2, room=ROOM, lures=("this",))
+    assert ended.effects == effects, str(ended)
 
 
 def test_mutated_metadata() -> None:

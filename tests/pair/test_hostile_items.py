@@ -6,14 +6,23 @@ import collections
 import io
 import struct
 import sys
+import tracemalloc
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint._extension import ExtensionRegistry, ZStandard
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from campaigns._gadgets import archive
+from campaigns._unmarked import alike_numbers, alike_tuples, archives_that_allocate
 from torch_s3dcp.blobs import vetted
 from torch_s3dcp.exceptions import InvalidCheckpointError
+from torch_s3dcp.items import load_tensor, most_bytes, open_item, serialize_bytes
 from torch_s3dcp.records import archive_of
 
 # 45 levels that each hold the one below twice; 200,000 levels of one.
@@ -48,7 +57,20 @@ def test_a_key_that_takes_for_ever_to_hash_is_refused(form: bytes, nested: bytes
         vetted(archive(b"\x80\x04" + form % nested + b"."))
 
 
+ALIKE = {"numbers": alike_numbers(300), "tuples": alike_tuples(8)}
+
+
+@pytest.mark.parametrize("keys", ALIKE.values(), ids=ALIKE)
+def test_keys_that_all_hash_alike_are_refused(keys: bytes) -> None:
+    with pytest.raises(InvalidCheckpointError, match="same hash"):
+        vetted(archive(b"\x80\x04" + keys + b"."))
+
+
 def test_usual_keys_are_kept() -> None:
+    large = {2**70 + n: (n, -n) for n in range(1000)}
+    assert loaded(large) == large
+    many = [{(n, -1): 0, (n, -2): 1} for n in range(1000)]
+    assert loaded(many) == many
     value = {(1, ("a", 2)): frozenset([1, (2, 3)]), 2**70: {(4, 5)}, "x": None}
     assert loaded(value) == value
 
@@ -120,3 +142,41 @@ def test_nobody_is_advised_to_allow_what_allows_all(name: str) -> None:
         vetted(archive_of(pickled))
     assert "trust_checkpoint" in str(caught.value)
     assert "safe_globals" not in str(caught.value)
+
+
+TAKES_MUCH = dict(archives_that_allocate())
+
+
+@pytest.mark.parametrize("kind", TAKES_MUCH)
+def test_a_tensor_takes_no_memory_on_its_word(kind: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidCheckpointError) as caught:
+            load_tensor(io.BytesIO(TAKES_MUCH[kind]))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert "MemoryError" not in str(caught.value)
+    assert peak < 16 * 2**20
+
+
+def test_what_is_compressed_without_end_is_cut_off() -> None:
+    about = TensorStorageMetadata(
+        TensorProperties(),
+        torch.Size([10]),
+        [ChunkStorageMetadata(torch.Size([0]), torch.Size([10]))],
+    )
+    limit = most_bytes(about)
+    assert limit is not None
+    extensions = [ZStandard()]
+    bomb = b"".join(serialize_bytes(bytes(2**28), extensions))
+    assert len(bomb) < 2**16
+    names = [extensions[0].get_descriptor()]
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidCheckpointError, match="metadata accounts for"):
+            load_tensor(open_item(io.BytesIO(bomb), names, ExtensionRegistry(), limit))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 32 * 2**20

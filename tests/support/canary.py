@@ -1,8 +1,9 @@
 """A pytest plugin that fails the test in which a secret shows up. The tests' conftest registers it.
 
 All secrets of the suite carry a mark. Looked at are log records of all libraries at level DEBUG,
-warnings, the text and pickle of each error of this package that is made, and what a test and its
-children print.
+of loggers that don't propagate too, warnings, the text and pickle of each error of this package
+that is made, the errors that are handled then, which become its cause or context, and what a test
+and its children print.
 
 Our own loggers may show none of the secrets, no signature and no signed URL. Others log headers as
 they see fit: botocore shows tokens and customers' keys at DEBUG. They must not show a secret key.
@@ -15,6 +16,7 @@ import functools
 import logging
 import pickle
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -56,6 +58,7 @@ def watch() -> None:
     root = logging.getLogger()
     root.addHandler(_Watcher())
     root.setLevel(logging.DEBUG)
+    _watch_loggers()
     _watch_warnings()
     _watch_errors()
 
@@ -78,6 +81,23 @@ class _Watcher(logging.Handler):
             _found.append(f"logger {record.name} shows {SECRET_MARK}")
 
 
+def _watch_loggers() -> None:
+    """Records of loggers that keep them from the root, and of those that have a level."""
+    call = logging.Logger.callHandlers
+    watcher = _Watcher()
+
+    @functools.wraps(call)
+    def watched(self: logging.Logger, record: logging.LogRecord) -> None:
+        one: logging.Logger | None = self
+        while one is not None and one.propagate:
+            one = one.parent
+        if one is not None:
+            watcher.emit(record)
+        call(self, record)
+
+    logging.Logger.callHandlers = watched  # type: ignore[method-assign]
+
+
 def _watch_warnings() -> None:
     warn = warnings.warn
 
@@ -97,8 +117,22 @@ def _watch_errors() -> None:
         make(self, *args, **context)
         _check(type(self).__name__, f"{self}\n{self!r}\n{self.context}", signatures=True)
         _check(f"a pickle of {type(self).__name__}", pickle.dumps(self.context).decode("latin-1"))
+        for cause in _chain(sys.exc_info()[1]):
+            where = f"{type(cause).__name__} behind {type(self).__name__}"
+            _check(where, f"{cause}\n{cause!r}", signatures=True)
 
     S3DCPError.__init__ = watched  # type: ignore[method-assign]
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error with its causes and contexts, each once."""
+    left, seen = [error], set()
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            left += [one.__cause__, one.__context__]
 
 
 def pytest_configure() -> None:

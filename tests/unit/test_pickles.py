@@ -48,7 +48,26 @@ def test_many_objects_pass() -> None:
 def test_tuples_are_noted(value: Any, protocol: int) -> None:
     data = pickle.dumps(value, protocol)
     names = {opcode.name for opcode, _, _ in pickletools.genops(data)}
-    assert look_through(data + b"t") == (len(data), bool(names & TUPLES))
+    look = look_through(data + b"t")
+    assert (look.end, look.makes_tuples) == (len(data), bool(names & TUPLES))
+
+
+@given(VALUES, st.integers(0, pickle.HIGHEST_PROTOCOL))
+def test_large_numbers_are_noted(value: Any, protocol: int) -> None:
+    data = pickle.dumps(value, protocol)
+    found = list(pickletools.genops(data))
+    large = any(op.name == "LONG1" and number.bit_length() > 63 for op, number, _ in found)
+    large = large or bool({op.name for op, _, _ in found} & {"INT", "LONG", "LONG4"})
+    look = look_through(data)
+    assert look.large_numbers == large
+    assert look.odd_keys == (look.makes_tuples or large)
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**70), 2**3000])
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_one_large_number_is_enough(number: int, protocol: int) -> None:
+    assert look_through(pickle.dumps([(1, 2), 1, number], protocol)).large_numbers
+    assert not look_through(pickle.dumps([2**62, -(2**62), 0, 1], 4)).large_numbers
 
 
 @pytest.mark.parametrize("value", [(1, 2), [(1,)], [None] * 500 + [(1, 2, 3)], frozenset({1})])

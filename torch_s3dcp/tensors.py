@@ -1,0 +1,247 @@
+"""Tensors in a pickle: made of memory that is there, and never of more.
+
+What stands for a storage is :class:`Memory`; functions with torch's names make tensors of it,
+once they have looked at their arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+
+from .interpreter import Allowed, RefusedError, set_attributes
+
+_REBUILD = "torch._utils._rebuild_tensor_v2"
+
+
+def _need(good: bool, name: str) -> None:
+    if not good:
+        raise RefusedError(f"it makes a {name} of something unusual", name)
+
+
+class Memory:
+    """The memory of tensors, which only tensors may be made of.
+
+    Saved anew as what it is, a storage would come back as a tensor.
+    """
+
+    def __init__(self, flat: torch.Tensor) -> None:
+        self.flat = flat
+
+    def __reduce__(self) -> Any:
+        raise RefusedError("it holds a storage that is no tensor's")
+
+
+class Records(Protocol):
+    """Records of an archive by name; asking for one may read it."""
+
+    def __getitem__(self, name: str, /) -> memoryview: ...
+
+
+class Storages:
+    """The memory of tensors inside an item, by the ids that its pickle has for it."""
+
+    def __init__(self, records: Records, *, swapped: bool = False) -> None:
+        self._records = records
+        self._swapped = swapped
+        self._known: dict[str, torch.Tensor] = {}
+
+    def __call__(self, pid: Any) -> Memory:
+        if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
+            raise RefusedError("a persistent id that is no storage")
+        _, dtype, key, _, count = pid
+        if not isinstance(dtype, torch.dtype) or type(key) is not str or type(count) is not int:
+            raise RefusedError("a persistent id that is no storage")
+        if key not in self._known:
+            self._known[key] = self._read(key, dtype)
+        flat = self._known[key]
+        if len(flat) != count * dtype.itemsize:
+            raise ValueError(f"storage {key} has another size than the item says")
+        return Memory(flat.view(dtype))
+
+    def _read(self, key: str, dtype: torch.dtype) -> torch.Tensor:
+        memory = self._records[f"data/{key}"]
+        if not memory:
+            return torch.empty(0, dtype=torch.uint8, device="cpu")
+        own: Any = bytearray(memory) if memory.readonly else memory
+        flat = torch.frombuffer(own, dtype=torch.uint8)
+        if self._swapped:
+            flat.untyped_storage().byteswap(dtype)  # type: ignore[no-untyped-call]
+        return flat
+
+
+def _tensor(
+    memory: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    requires_grad: Any = False,
+    _: Any = None,
+    flags: Any = None,
+) -> torch.Tensor:
+    _need(type(memory) is Memory, _REBUILD)
+    # Raises for what lies outside of the memory.
+    view: torch.Tensor = memory.flat.as_strided(size, stride, offset)
+    # What is to be negated or conjugated when it is looked at.
+    _need(flags is None or (type(flags) is dict and set(flags) <= {"conj", "neg"}), _REBUILD)
+    if flags and flags.get("conj"):
+        view = view.conj()
+    if flags and flags.get("neg"):
+        view = torch._neg_view(view)
+    return view.requires_grad_(bool(requires_grad))
+
+
+def _tensor_v3(memory: Any, *rest: Any) -> torch.Tensor:
+    _need(type(memory) is Memory and len(rest) >= 6, _REBUILD)
+    _need(isinstance(rest[5], torch.dtype), _REBUILD)
+    offset, size, stride, grad, _, dtype, *flags = rest
+    return _tensor(Memory(memory.flat.view(dtype)), offset, size, stride, grad, None, *flags[:1])
+
+
+def _parameter(data: Any, requires_grad: Any = True, *_: Any) -> torch.nn.Parameter:
+    _need(isinstance(data, torch.Tensor), "torch._utils._rebuild_parameter")
+    return torch.nn.Parameter(data, bool(requires_grad))
+
+
+def _parameter_with_state(data: Any, grad: Any, _: Any, state: Any) -> torch.nn.Parameter:
+    made = _parameter(data, grad)
+    _set_state(made, state)
+    return made
+
+
+def _set_state(tensor: torch.Tensor, state: Any) -> None:
+    """Attributes that somebody gave a tensor; none that a tensor has by itself."""
+    attributes = state[0] if type(state) is tuple and len(state) == 2 else state
+    slots = state[1] if type(state) is tuple and len(state) == 2 else None
+    _need(type(attributes) in (dict, type(None)) and not slots, "torch.Tensor")
+    for name in attributes or {}:
+        _need(type(name) is str and not hasattr(type(tensor), name), "torch.Tensor")
+    set_attributes(tensor, attributes)
+
+
+def _from_type(rebuild: Any, kind: Any, arguments: Any, state: Any) -> torch.Tensor:
+    """A tensor of a class that was allowed, or one with attributes."""
+    # Functions of this module only: what the names stand for.
+    _need(any(rebuild is known for known in _CALLS.values()), "torch._tensor._rebuild_from_type_v2")
+    _need(isinstance(kind, type) and issubclass(kind, torch.Tensor), "torch.Tensor")
+    made: torch.Tensor = rebuild(*arguments)
+    if type(made) is not kind:
+        made = made.as_subclass(kind)
+    if kind in (torch.Tensor, torch.nn.Parameter):
+        _set_state(made, state)
+    elif getattr(kind, "__setstate__", None) is not torch.Tensor.__setstate__:
+        restore: Any = made.__setstate__
+        restore(state)
+    else:
+        set_attributes(made, state)
+    return made
+
+
+def _wrapper(kind: Any, *rest: Any) -> torch.Tensor:
+    """A tensor without memory, of a class that was allowed."""
+    _need(isinstance(kind, type) and issubclass(kind, torch.Tensor), "torch.Tensor")
+    made: torch.Tensor = torch._utils._rebuild_wrapper_subclass(kind, *rest)  # type: ignore[no-untyped-call]
+    return made
+
+
+_QUANTISED = "torch._utils._rebuild_qtensor"
+_QSCHEMES = (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
+
+
+def _quantised(
+    memory: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    quantiser: Any,
+    grad: Any = False,
+    _: Any = None,
+) -> torch.Tensor:
+    numbers = _tensor(memory, offset, size, stride)
+    _need(type(quantiser) is tuple and len(quantiser) in (3, 4), _QUANTISED)
+    scheme, *how = quantiser
+    make: Any
+    if scheme == torch.per_tensor_affine and len(how) == 2:
+        _need(type(how[0]) in (int, float) and type(how[1]) is int, _QUANTISED)
+        make = torch._make_per_tensor_quantized_tensor
+    else:
+        _need(scheme in _QSCHEMES and len(how) == 3, _QUANTISED)
+        scales, zeros, axis = how
+        _need(type(axis) is int and 0 <= axis < numbers.dim(), _QUANTISED)
+        for one in (scales, zeros):
+            shape = one.shape if isinstance(one, torch.Tensor) else None
+            _need(shape == (numbers.shape[axis],), _QUANTISED)
+        make = torch._make_per_channel_quantized_tensor
+    made: torch.Tensor = make(numbers, *how)
+    return made.requires_grad_(bool(grad)) if grad else made
+
+
+_SPARSE = "torch._utils._rebuild_sparse_tensor"
+_COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+
+
+def _sparse(layout: Any, data: Any) -> torch.Tensor:
+    _need(type(data) is tuple and len(data) in (3, 4), _SPARSE)
+    made: torch.Tensor
+    # All indices are checked: others would reach beyond the values.
+    if layout is torch.sparse_coo:
+        indices, values, size, *more = data
+        known = bool(more and more[0]) or None
+        made = torch.sparse_coo_tensor(
+            indices, values, size, check_invariants=True, is_coalesced=known
+        )
+    else:
+        _need(layout in _COMPRESSED and len(data) == 4, _SPARSE)
+        made = torch.sparse_compressed_tensor(*data, layout=layout, check_invariants=True)
+    return made
+
+
+def _meta(dtype: Any, size: Any, stride: Any, grad: Any) -> torch.Tensor:
+    return torch.empty_strided(size, stride, dtype=dtype, device="meta", requires_grad=bool(grad))
+
+
+# What names stand for, and is called.
+_CALLS: dict[str, Any] = {
+    "torch._utils._rebuild_meta_tensor_no_storage": _meta,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter_with_state,
+    _QUANTISED: _quantised,
+    _SPARSE: _sparse,
+    _REBUILD: _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_wrapper_subclass": _wrapper,
+}
+
+# Storages stand for the dtype that their tensors begin with; nobody makes one.
+_STORAGES = {
+    "Double": torch.float64,
+    "Float": torch.float32,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+    "ComplexDouble": torch.complex128,
+    "ComplexFloat": torch.complex64,
+    # The numbers that quantised tensors are made of.
+    "QInt8": torch.int8,
+    "QUInt8": torch.uint8,
+    "QInt32": torch.int32,
+}
+
+
+def tensor_names() -> Mapping[str, Allowed]:
+    """What may be named by a pickle that holds tensors."""
+    return {
+        **{name: Allowed(call, call) for name, call in _CALLS.items()},
+        "torch._tensor._rebuild_from_type_v2": Allowed(_from_type, _from_type),
+        "torch.Tensor": Allowed(torch.Tensor),
+        "torch.nn.parameter.Parameter": Allowed(torch.nn.Parameter),
+        **{f"torch.{name}Storage": Allowed(dtype) for name, dtype in _STORAGES.items()},
+        "torch.storage.UntypedStorage": Allowed(torch.uint8),
+    }
