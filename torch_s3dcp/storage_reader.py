@@ -42,6 +42,7 @@ from .integrity import check_level
 from .item_reads import ItemReads
 from .items import copy_into, load_tensor, narrow, open_item, read_blob
 from .link import LinkEstimate
+from .pinned import PinnedObject
 from .plan import FilePlan, PlannedItem, StoredItem, plan_files
 from .readers.contract import ItemRangeAware, ReaderConstructor
 from .registry import resolve_reader
@@ -361,11 +362,13 @@ class S3StorageReader(StorageReader):
         self, file_plan: FilePlan[ReadItem], planner: LoadPlanner
     ) -> ItemReads[ReadItem]:
         uri = self._uri.join(file_plan.path)
+        # What is read again is of the same version.
+        pinned = self._client.pin(uri.bucket, uri.key)
         reads = ItemReads(
-            lambda plan: self._open(uri, plan),
+            lambda plan: self._open(uri, pinned, plan),
             file_plan,
             self._reconnect,
-            lambda: self._client.head_object(uri.bucket, uri.key).size,
+            lambda: pinned.info().size,
         )
         with reads:
             for planned in file_plan.items:
@@ -383,13 +386,15 @@ class S3StorageReader(StorageReader):
                     ) from error
         return reads
 
-    def _open(self, uri: S3URI, file_plan: FilePlan[ReadItem]) -> io.BufferedIOBase:
+    def _open(
+        self, uri: S3URI, pinned: PinnedObject, file_plan: FilePlan[ReadItem]
+    ) -> io.BufferedIOBase:
         if not file_plan.needed_bytes:
             return io.BytesIO()
         constructor = self.reader_constructor
         if isinstance(constructor, ItemRangeAware):
             constructor = constructor.with_item_ranges(file_plan.item_ranges)
-        return self._client.get_object(uri.bucket, uri.key, reader_constructor=constructor)
+        return constructor(uri.bucket, uri.key, pinned.info, pinned.stream)
 
     def _serve(self, planned: PlannedItem[ReadItem], view: IO[bytes], planner: LoadPlanner) -> None:
         """Decode one stored item and give it to all who asked for it."""
