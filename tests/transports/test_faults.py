@@ -400,10 +400,3 @@ def test_credentials_that_stay_expired_are_renewed_once(plain: Scripted) -> None
             transport.put("bucket", "key", b"")
     assert transport.client is not first
     assert len(plain.seen) == 4, "twice, then once each"
-
-
-def test_a_refused_batch_does_not_keep_the_others(plain: Scripted) -> None:
-    plain.script = [refuse(403, "AccessDenied")]
-    with pytest.raises(AccessDeniedError, match="1000 of 2500 objects stay"):
-        transport_to(plain).delete("bucket", [f"key-{number}" for number in range(2500)])
-    assert len(plain.seen) == 3

@@ -26,11 +26,12 @@ from ..config import S3ClientConfig, check_secure
 from ..exceptions import ConfigurationError
 from .connections import Connections
 from .errors import translated
-from .exchange import BotocoreExchange, SignedRanges
+from .exchange import BotocoreExchange
 from .models import share_models
 from .redirects import end_redirects
 from .retries import Kind, Limits
 from .retrying import RetryingClient
+from .signed import SignedRanges
 from .uploading import Uploader
 
 if TYPE_CHECKING:
