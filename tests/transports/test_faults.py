@@ -309,6 +309,42 @@ def test_a_halt_ends_the_wait_for_an_answer(plain: Scripted) -> None:
     assert len(plain.seen) == 1
 
 
+def test_a_halt_ends_the_wait_for_the_rest_of_an_answer(plain: Scripted) -> None:
+    halt = Halt()
+
+    def begins(exchange: Any) -> bool:
+        exchange.say(200, b"<Lis", size=1000)
+        exchange.script.released.wait(0.5)  # the head has come by then
+        halt.set()
+        exchange.script.released.wait(60)
+        exchange.close_connection = True
+        return True
+
+    plain.always = begins
+    with halted_by(halt), pytest.raises(EndpointError, match="closed"):
+        list(transport_to(plain).list("bucket"))
+    assert len(plain.seen) == 1
+
+
+@pytest.mark.parametrize("step", [SLOW, lost])
+def test_a_halt_lets_what_changes_something_come_to_its_end(plain: Scripted, step: Step) -> None:
+    """It is not cut short: it might take effect later. But it is not tried again."""
+    halt = Halt()
+
+    def answers_late(exchange: Any) -> bool:
+        halt.set()
+        exchange.script.released.wait(0.5)
+        return False
+
+    plain.always = answers_late
+    with halted_by(halt):
+        transport_to(plain).put("bucket", "key", b"data")
+        plain.always = step
+        with pytest.raises((ThrottledError, EndpointError)):
+            transport_to(plain).put("bucket", "key", b"data")
+    assert len(plain.seen) == 2
+
+
 def test_a_record_that_is_never_complete_runs_out_of_time(
     authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ from botocore.exceptions import (
 
 from .blocks import Blocks
 from .connections import ConnectFailed, Connections
+from .effort import halting
 from .patience import QUICK, WORKING
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ _PATIENCE = {
     "DeleteObjects": WORKING,
     "AbortMultipartUpload": WORKING,
 }
+# What a halt cuts short. Of all others it would not be known whether the server acts on them yet,
+# and nothing that is cut may come to lie in the bucket after the clean-up.
+_CUT = frozenset({"GetObject", "HeadObject", "ListObjectsV2", "UploadPart", "UploadPartCopy"})
 _CONDITIONS = frozenset({"if-match", "if-none-match"})
 
 
@@ -86,9 +90,10 @@ class BotocoreExchange:
         headers.pop("Expect", None)
         conditional = body is not None and any(name.lower() in _CONDITIONS for name in headers)
         patience = None if conditional else _PATIENCE.get(operation)
+        cut = operation in _CUT
         try:
             answer = self.connections.send(
-                request.method, request.url, headers, body, patience=patience
+                request.method, request.url, headers, body, patience=patience, cut=cut
             )
             if answer is None:
                 return None
@@ -96,7 +101,8 @@ class BotocoreExchange:
             response = AWSResponse(request.url, answer.status, fields, answer.body)
             if operation != "GetObject" or answer.status >= http.client.MULTIPLE_CHOICES:
                 # Read here, as botocore does: where this breaks, the request failed.
-                len(response.content)
+                with halting(answer.body.wake if cut else None):
+                    len(response.content)
         except (OSError, http.client.HTTPException) as error:
             raise for_botocore(error, request.url.partition("?")[0]) from error
         return response

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..exceptions import EndpointError
 from .connections import Answer, Connections
+from .effort import halting
 from .exchange import for_botocore
 from .failures import kind_of, kind_of_code, kind_of_status
 from .retries import Kind
@@ -199,7 +200,8 @@ def _drain(answer: Answer) -> bytes:
     """Read a short answer to its end, so that its connection serves again; an error's text."""
     try:
         if int(answer.headers.get("Content-Length", _ERROR_BODY + 1)) <= _ERROR_BODY:
-            text = answer.body.read()
+            with halting(answer.body.wake):
+                text = answer.body.read()
             return text if answer.status >= http.client.MULTIPLE_CHOICES else b""
     except (OSError, ValueError, http.client.HTTPException) as error:
         _log.debug("reading an error's text: %r", error)
