@@ -41,7 +41,6 @@ from torch_s3dcp.exceptions import (
 )
 from torch_s3dcp.segments import SegmentStream
 from torch_s3dcp.transports import BotoTransport
-from torch_s3dcp.transports.effort import Halt, halted_by
 
 MIB = 2**20
 
@@ -294,55 +293,6 @@ def test_what_the_server_works_on_is_asked_for_once(plain: Scripted) -> None:
     assert upload(plain).retries == 0
     completed = [path for method, path, _ in plain.seen if method == "POST"]
     assert len(completed) == 2, "it was begun, and completed"
-
-
-def test_a_halt_ends_the_wait_for_an_answer(plain: Scripted) -> None:
-    halt = Halt()
-
-    def waits(exchange: Any) -> bool:
-        halt.set()
-        return black_hole(exchange)
-
-    plain.always = waits
-    with halted_by(halt), pytest.raises(EndpointError):
-        transport_to(plain).head("bucket", "key")
-    assert len(plain.seen) == 1
-
-
-def test_a_halt_ends_the_wait_for_the_rest_of_an_answer(plain: Scripted) -> None:
-    halt = Halt()
-
-    def begins(exchange: Any) -> bool:
-        exchange.say(200, b"<Lis", size=1000)
-        exchange.script.released.wait(0.5)  # the head has come by then
-        halt.set()
-        exchange.script.released.wait(60)
-        exchange.close_connection = True
-        return True
-
-    plain.always = begins
-    with halted_by(halt), pytest.raises(EndpointError, match="closed"):
-        list(transport_to(plain).list("bucket"))
-    assert len(plain.seen) == 1
-
-
-@pytest.mark.parametrize("step", [SLOW, lost])
-def test_a_halt_lets_what_changes_something_come_to_its_end(plain: Scripted, step: Step) -> None:
-    """It is not cut short: it might take effect later. But it is not tried again."""
-    halt = Halt()
-
-    def answers_late(exchange: Any) -> bool:
-        halt.set()
-        exchange.script.released.wait(0.5)
-        return False
-
-    plain.always = answers_late
-    with halted_by(halt):
-        transport_to(plain).put("bucket", "key", b"data")
-        plain.always = step
-        with pytest.raises((ThrottledError, EndpointError)):
-            transport_to(plain).put("bucket", "key", b"data")
-    assert len(plain.seen) == 2
 
 
 def test_a_record_that_is_never_complete_runs_out_of_time(
