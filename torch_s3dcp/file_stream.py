@@ -5,7 +5,6 @@ Notes where each item came to lie, and the checksums of its pieces.
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from .chunk_checksums import SMALL_ITEM, DataRange, FileChecksums, ItemChecksums
 from .exceptions import S3DCPError
 from .items import serialize
 from .segments import SegmentStream
+from .transports.effort import Halt
 from .unloading import Unloaded, Unloading
 
 
@@ -58,7 +58,7 @@ class FileStream(SegmentStream):
         items: Sequence[WriteItem],
         resolve: Callable[[WriteItem], torch.Tensor | BytesIO],
         extensions: Sequence[StreamTransformExtension],
-        stop: threading.Event,
+        stop: Halt,
         stored: Callable[[int], None],
         unloading: Unloading,
     ) -> None:

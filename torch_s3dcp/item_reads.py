@@ -22,7 +22,7 @@ class ItemReads(Generic[T]):
     """Reads items of one object, one after the other. Used as a context manager.
 
     Args:
-        open_reader: Makes a reader for what a plan wants of the object.
+        open_reader: Makes a reader for what a plan wants of the object. All see one version.
         plan: All that is wanted.
         reconnect: Called before an item that arrived damaged is read again.
         size_of: Asks for the size of the object.
@@ -62,6 +62,7 @@ class ItemReads(Generic[T]):
 
         Raises:
             IntegrityError: It is damaged each time that it is read.
+            ObjectChangedError: The object was replaced meanwhile.
             TruncatedObjectError: The object ends before it does.
         """
         if len(planned.stored.byte_range) > LARGE_ITEM:

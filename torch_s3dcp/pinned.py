@@ -109,6 +109,7 @@ class ResumingStream(io.RawIOBase):
         self._start = start
         self._retries = 0
         self._closing = False
+        self._lock = threading.Lock()
         self._end = end
         self._body = self._begin(start, end)
         self._end = self._body.end
@@ -137,8 +138,10 @@ class ResumingStream(io.RawIOBase):
 
     def close(self) -> None:
         # First of all: closing the body wakes who waits for it, who is not to begin another.
-        self._closing = True
-        self._body.close()
+        with self._lock:
+            self._closing = True
+            body = self._body
+        body.close()
         super().close()
 
     @property
@@ -151,7 +154,15 @@ class ResumingStream(io.RawIOBase):
         self._body.close()
         self._retries += self._body.retries
         self._failed(error)
-        self._body = self._begin(position, self._end)
+        body = self._begin(position, self._end)
+        with self._lock:
+            closing = self._closing
+            if not closing:
+                self._body = body
+        if closing:
+            # Whoever closes the stream did not see this one.
+            body.close()
+            raise ValueError("the stream was closed while it was continued")
 
     def _begin(self, position: int, end: int | None) -> ObjectBody:
         while True:
@@ -162,9 +173,6 @@ class ResumingStream(io.RawIOBase):
             except WrongRangeError as error:
                 self._failed(error)
             else:
-                if self._closing:
-                    body.close()
-                    raise ValueError("the stream was closed while it was continued")
                 return body
 
     def _failed(self, error: S3DCPError) -> None:

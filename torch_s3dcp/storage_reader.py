@@ -29,6 +29,7 @@ from .integrity import check_level
 from .item_reads import ItemReads
 from .link import LinkEstimate
 from .metadata_reads import MetadataReads, UnreadableMetadata
+from .pinned import PinnedObject
 from .plan import FilePlan, PlannedItem, StoredItem, plan_files
 from .readers.contract import ItemRangeAware, ReaderConstructor
 from .registry import resolve_reader
@@ -269,11 +270,13 @@ class S3StorageReader(StorageReader):
         self, file_plan: FilePlan[ReadItem], planner: LoadPlanner
     ) -> ItemReads[ReadItem]:
         uri = self._uri.join(file_plan.path)
+        # What is read again is of the same version.
+        pinned = self._client.pin(uri.bucket, uri.key)
         reads = ItemReads(
-            lambda plan: self._open(uri, plan),
+            lambda plan: self._open(uri, pinned, plan),
             file_plan,
             self._reconnect,
-            lambda: self._client.head_object(uri.bucket, uri.key).size,
+            lambda: pinned.info().size,
         )
         with reads:
             for planned in file_plan.items:
@@ -292,10 +295,12 @@ class S3StorageReader(StorageReader):
                     ) from error
         return reads
 
-    def _open(self, uri: S3URI, file_plan: FilePlan[ReadItem]) -> io.BufferedIOBase:
+    def _open(
+        self, uri: S3URI, pinned: PinnedObject, file_plan: FilePlan[ReadItem]
+    ) -> io.BufferedIOBase:
         if not file_plan.needed_bytes:
             return io.BytesIO()
         constructor = self.reader_constructor
         if isinstance(constructor, ItemRangeAware):
             constructor = constructor.with_item_ranges(file_plan.item_ranges)
-        return self._client.get_object(uri.bucket, uri.key, reader_constructor=constructor)
+        return constructor(uri.bucket, uri.key, pinned.info, pinned.stream)

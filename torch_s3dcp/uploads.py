@@ -19,13 +19,14 @@ from torch.distributed.checkpoint.storage import WriteResult
 from ._torch import StreamTransformExtension
 from .checkpoint_metadata import CHECKSUMS
 from .delta import Earlier, PlannedFile
-from .exceptions import BucketNotFoundError, StorageError
+from .exceptions import BucketNotFoundError, EndpointError, S3DCPError, StorageError
 from .file_stream import Cancelled, FileStream
 from .files import FileUpload
 from .items import descriptors_of
 from .progress import Progress
 from .stats import SaveProgress, SaveStats
 from .transports import Composes, Transport, Uploaded
+from .transports.effort import Halt, halted_by
 from .unloading import Unloading
 from .uri import S3URI
 from .written import FileNote, results_of
@@ -58,7 +59,7 @@ class Uploads:
     memory_budget: int = 256 * 1024 * 1024
     # Planners are not thread-safe. The lock covers the look-up of a tensor, never I/O.
     _planning: threading.Lock = field(default_factory=threading.Lock)
-    _stop: threading.Event = field(default_factory=threading.Event)
+    _stop: Halt = field(default_factory=Halt)
 
     def run(self, files: Sequence[FileUpload]) -> tuple[list[WriteResult], SaveStats]:
         """Write all files; return where each item lies.
@@ -76,7 +77,8 @@ class Uploads:
 
         def upload(file: FileUpload) -> None:
             try:
-                done[file.path] = self._upload(file, progress, unloading)
+                with halted_by(self._stop):
+                    done[file.path] = self._upload(file, progress, unloading)
             except BaseException:
                 self._stop.set()
                 raise
@@ -153,6 +155,12 @@ class Uploads:
         try:
             yield
         except BaseException as error:
+            if self._stop.is_set() and isinstance(error, (S3DCPError, InterruptedError)):
+                # Its requests were ended, or not tried again: another file failed before.
+                ended = isinstance(error, (EndpointError, InterruptedError))
+                level = logging.DEBUG if ended else logging.ERROR
+                _log.log(level, "another upload of this save failed too: %s", error)
+                raise Cancelled from error
             if last or not isinstance(error, StorageError):
                 self._stop.set()  # before the stream ends: who waits in it is to look up
             raise
@@ -218,7 +226,7 @@ def _in_parallel(
     upload: Callable[[FileUpload], None],
     files: Sequence[FileUpload],
     thread_count: int,
-    stop: threading.Event,
+    stop: Halt,
 ) -> None:
     if len(files) <= 1:
         for file in files:

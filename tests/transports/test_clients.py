@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from botocore.loaders import JSONFileLoader, Loader
+from support.scripted import Exchange, Scripted
 
 from torch_s3dcp import S3ClientConfig, S3Credentials
 from torch_s3dcp.transports import BotoTransport
+
+MIB = 2**20
 
 
 def transport_to(port: int) -> BotoTransport:
@@ -65,3 +70,38 @@ def test_folders_of_models_that_the_environment_names_are_looked_into(
     for port in (35, 36, 37):
         transport_to(port).client  # noqa: B018 - made by asking for it
     assert len(asked[0]) <= len(set(asked[0])) + 1, "each session adds the same one"
+
+
+@pytest.mark.parametrize("checksum", [None, "SHA256"])
+@pytest.mark.parametrize("setting", ["max_concurrency", "memory_budget"])
+def test_settings_beside_a_client_of_the_users_own_hold(setting: str, checksum: str | None) -> None:
+    """Those of its first use are not those of all later ones."""
+    few = {"max_concurrency": 1, "memory_budget": 16 * MIB}[setting]
+    together = threading.Barrier(3)
+    met: list[bool] = []
+
+    def meet(exchange: Exchange) -> bool:
+        if exchange.command == "PUT":
+            try:
+                together.wait(10)
+            except threading.BrokenBarrierError:
+                met.append(False)
+            else:
+                met.append(True)
+        return False
+
+    def upload(**settings: Any) -> None:
+        usual = {"part_size": 8 * MIB, "checksum_algorithm": checksum, "max_concurrency": 3}
+        config = S3ClientConfig(client=client, **{**usual, **settings})
+        stream: Any = io.BytesIO(bytes(24 * MIB))
+        BotoTransport(None, config).upload("bucket", "key", stream, expected_size=24 * MIB)
+
+    with Scripted() as server:
+        keys = S3Credentials("key", "secret")
+        config = S3ClientConfig(endpoint_url=server.url, credentials=keys, force_path_style=True)
+        client = BotoTransport("us-east-1", config).client
+        upload(**{setting: few})
+        server.stored.clear()
+        server.always = meet
+        upload()
+    assert met == [True] * 3

@@ -51,7 +51,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if "X-Amz-Signature" in self.path:
             self.server.signed.append(self.path)  # type: ignore[attr-defined]
             if self.server.answers:  # type: ignore[attr-defined]
-                self.refuse(self.server.answers.pop())  # type: ignore[attr-defined]
+                answer = self.server.answers.pop()  # type: ignore[attr-defined]
+                self.refuse(*(answer if isinstance(answer, tuple) else (answer,)))
                 return
             self.path = self.path.partition("?")[0]
         if self.path.endswith("missing"):
@@ -93,9 +94,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
 
-    def refuse(self, status: int) -> None:
+    def refuse(self, status: int, code: str = "No") -> None:
         """Answers as a server does that does not like the request."""
-        body = BLOB if status == 200 else b"<Error><Code>No</Code></Error>"
+        body = BLOB if status < 300 else f"<Error><Code>{code}</Code></Error>".encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", '"one"')
@@ -267,19 +268,39 @@ def test_signed_urls_can_be_switched_off(server: Any) -> None:
     assert server.signed == []
 
 
-@pytest.mark.parametrize("status", [200, 301, 400, 403, 501])
-def test_a_server_without_signed_ranges_is_asked_once(server: Any, status: int) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        301,
+        401,
+        403,
+        (403, "SignatureDoesNotMatch"),
+        405,
+        501,
+        (400, "AuthorizationQueryParametersError"),
+        (400, "InvalidRequest"),
+    ],
+)
+def test_a_server_without_signed_ranges_is_asked_once(server: Any, answer: Any) -> None:
     transport = transport_to(server)
-    server.answers = [status]
+    server.answers = [answer]
     for start in (0, 50_000, 100_000):
         assert read(transport, "key", start, start + 50, '"one"') == BLOB[start : start + 50]
     assert (len(server.signed), server.requests) == (1, 4)
 
 
-@pytest.mark.parametrize("status", [500, 503, 429])
-def test_a_passing_refusal_does_not_end_signed_ranges(server: Any, status: int) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *[200, 206, 307, 400, 404, 409, 412, 416, 429, 500, 503, 520],
+        (400, "RequestTimeout"),
+        (400, "ExpiredToken"),
+        (403, "SlowDown"),
+    ],
+)
+def test_a_passing_refusal_does_not_end_signed_ranges(server: Any, answer: Any) -> None:
     transport = transport_to(server)
-    server.answers = [status]
+    server.answers = [answer]
     with transport.get("bucket", "key", 0, 50, if_match='"one"') as body:
         assert body.readall() == BLOB[:50]
         assert body.retries == 1

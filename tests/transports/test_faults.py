@@ -42,7 +42,6 @@ from torch_s3dcp.exceptions import (
 )
 from torch_s3dcp.segments import SegmentStream
 from torch_s3dcp.transports import BotoTransport
-from torch_s3dcp.transports.effort import Halt, halted_by
 
 MIB = 2**20
 
@@ -281,19 +280,6 @@ def test_what_the_server_works_on_is_asked_for_once(plain: Scripted) -> None:
     assert len(completed) == 2, "it was begun, and completed"
 
 
-def test_a_halt_ends_the_wait_for_an_answer(plain: Scripted) -> None:
-    halt = Halt()
-
-    def waits(exchange: Any) -> bool:
-        halt.set()
-        return black_hole(exchange)
-
-    plain.always = waits
-    with halted_by(halt), pytest.raises(EndpointError):
-        transport_to(plain).head("bucket", "key")
-    assert len(plain.seen) == 1
-
-
 def test_a_record_that_is_never_complete_runs_out_of_time(
     authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,10 +369,3 @@ def test_credentials_that_stay_expired_are_renewed_once(plain: Scripted) -> None
             transport.put("bucket", "key", b"")
     assert transport.client is not first
     assert len(plain.seen) == 4, "twice, then once each"
-
-
-def test_a_refused_batch_does_not_keep_the_others(plain: Scripted) -> None:
-    plain.script = [refuse(403, "AccessDenied")]
-    with pytest.raises(AccessDeniedError, match="1000 of 2500 objects stay"):
-        transport_to(plain).delete("bucket", [f"key-{number}" for number in range(2500)])
-    assert len(plain.seen) == 3

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
 
 from torch_s3dcp.checksums import CRC64
 from torch_s3dcp.file_stream import Cancelled, FileStream
+from torch_s3dcp.transports.effort import Halt
 from torch_s3dcp.unloading import Unloading
 
 KIB = 1024
@@ -46,7 +47,7 @@ class File:
         blocks: int = 3,
         resolve: Callable[[torch.Tensor | io.BytesIO], torch.Tensor | io.BytesIO] = lambda t: t,
     ) -> None:
-        self.stop = threading.Event()
+        self.stop = Halt()
         found = {f"w{n}": tensor for n, tensor in enumerate(tensors)}
         items = [WriteItem(MetadataIndex(name), WriteItemType.TENSOR) for name in found]
         unloading = Unloading(blocks * BLOCK, block_size=BLOCK)

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import io
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,7 @@ class ConnectionBody:
         self._socket = plain
         self._connection: http.client.HTTPConnection | None = connection
         self._give_back = give_back
+        self._lock = threading.Lock()
 
     def readinto(self, buffer: memoryview) -> int:
         """Receive into the buffer; 0 at the end of the body.
@@ -143,22 +145,34 @@ class ConnectionBody:
 
     def close(self) -> None:
         """End; a body that was not read to its end takes its connection along."""
-        connection, self._connection = self._connection, None
-        if connection is not None and self._socket is not None:
-            # Wakes a thread that is waiting for bytes; closing alone would wait for it.
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+        self.wake()  # closing alone would wait for who waits for bytes
+        connection = self._take_connection()
         self._answer.close()
         if connection is not None:
             connection.close()
+
+    def wake(self) -> None:
+        """End the wait of who waits for bytes; for any thread."""
+        with self._lock:
+            # One that was given back serves somebody else.
+            if self._connection is not None and self._socket is not None:
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _take_connection(self) -> http.client.HTTPConnection | None:
+        with self._lock:
+            connection, self._connection = self._connection, None
+        return connection
 
     def _release_at_end(self) -> None:
         """A connection whose answer was read to its end can serve the next request."""
         whole = self._answer.length == 0 or (self._answer.isclosed() and not self._answer.length)
         if whole:
             self._answer.close()  # the answer's file, not the connection
-        if whole and not self._answer.will_close and self._connection is not None:
-            connection, self._connection = self._connection, None
+        if not whole or self._answer.will_close:
+            return
+        connection = self._take_connection()
+        if connection is not None:
             if isinstance(self._answer, CountedResponse):
                 self._answer.connection.guard.finished()
             self._give_back(connection)

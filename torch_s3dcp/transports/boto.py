@@ -15,7 +15,6 @@ from s3transfer.exceptions import S3CopyFailedError
 from ..checksums import CRC64, Checksum, combinable
 from ..config import S3ClientConfig
 from ..exceptions import (
-    AccessDeniedError,
     ConfigurationError,
     ObjectNotFoundError,
     PreconditionFailedError,
@@ -34,11 +33,12 @@ from .contract import (
     check_span,
     too_short,
 )
+from .deleting import delete_objects
 from .effort import Effort, joined
-from .errors import refusal, translated
-from .exchange import AskAgain
+from .errors import translated
 from .options import copied_from, copying, opening, payer, storing
 from .sending import Target
+from .signed import AskAgain
 from .source import StreamSource, block_source
 from .uploading import Uploader
 
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client as Boto3S3Client
 
 _log = logging.getLogger(__name__)
-_DELETE_BATCH = 1000
 # urllib3 takes new memory for all that it is asked for, and copies from there.
 _COPIED_STEP = 1024 * 1024
 # Larger objects are copied in parts, several at a time. S3 itself would allow 5 GiB.
@@ -326,29 +325,8 @@ class BotoTransport:
             with translated("DeleteObject", bucket, names[0]):
                 self._insisting.delete_object(Bucket=bucket, Key=names[0], **payer(self.config))
             return
-        refused: list[StorageError] = []
-        for cut in range(0, len(names), _DELETE_BATCH):
-            # What is refused of one batch says nothing about the others.
-            refused += self._delete(bucket, names[cut : cut + _DELETE_BATCH])
-        if refused:
-            more = f"; {len(refused)} of {len(names)} objects stay" if len(refused) > 1 else ""
-            raise type(refused[0])(refused[0].message + more, **refused[0].context)
-
-    def _delete(self, bucket: str, names: Sequence[str]) -> list[StorageError]:
-        """Remove objects in one request; what was refused."""
-        batch: Any = [{"Key": name} for name in names]
-        try:
-            with translated("DeleteObjects", bucket):
-                answer = self._insisting.delete_objects(
-                    Bucket=bucket,
-                    Delete={"Objects": batch, "Quiet": True},
-                    **payer(self.config),
-                )
-        except AccessDeniedError as error:
-            return [error] * len(names)
-        where = {"operation": "DeleteObjects", "bucket": bucket}
-        failures = answer.get("Errors", [])
-        return [refusal(failure, {**where, "key": failure["Key"]}) for failure in failures]
+        client = self._client()
+        delete_objects(client.insisting, client.limits, bucket, names, payer(self.config))
 
     def list(
         self,

@@ -26,11 +26,12 @@ from ..config import S3ClientConfig, check_secure
 from ..exceptions import ConfigurationError
 from .connections import Connections
 from .errors import translated
-from .exchange import BotocoreExchange, SignedRanges
+from .exchange import BotocoreExchange
 from .models import share_models
 from .redirects import end_redirects
 from .retries import Kind, Limits
 from .retrying import RetryingClient
+from .signed import SignedRanges
 from .uploading import Uploader
 
 if TYPE_CHECKING:
@@ -93,8 +94,10 @@ class Client:
 
 _lock = threading.Lock()
 _clients: dict[tuple[Any, ...], Client] = {}
-_uploaders: dict[tuple[int, int], TransferManager] = {}
-_part_uploaders: dict[int, Uploader] = {}
+# By their client and by what else they are made of: a client of the user's own may serve several
+# settings.
+_uploaders: dict[tuple[Any, ...], TransferManager] = {}
+_part_uploaders: dict[tuple[Any, ...], Uploader] = {}
 # No job needs as many at once, but one whose settings change, such as keys in its environment,
 # would keep them all, with their connections.
 _MOST_CLIENTS = 16
@@ -147,9 +150,10 @@ def _forget_oldest() -> None:
     """Who uses a client that is forgotten keeps it, until done."""
     while len(_clients) > _MOST_CLIENTS:
         old = _key(_clients.pop(next(iter(_clients))))
-        _part_uploaders.pop(old, None)
-        for known in [known for known in _uploaders if known[0] == old]:
-            del _uploaders[known]
+        made: dict[tuple[Any, ...], Any]
+        for made in (_uploaders, _part_uploaders):
+            for known in [known for known in made if known[0] == old]:
+                del made[known]
 
 
 # More threads than this only wait for one another while they hash and sign.
@@ -206,13 +210,14 @@ def _environment() -> int:
 
 
 def part_uploader(client: Client, config: S3ClientConfig) -> Uploader:
-    """The process's uploader for a client."""
+    """The process's uploader for a client and how much it may have in flight."""
+    most = min(config.max_concurrency, _MOST_UPLOADING)
+    key = (_key(client), most, config.memory_budget, client.limits)
     with _lock:
-        uploader = _part_uploaders.get(_key(client))
+        uploader = _part_uploaders.get(key)
         if uploader is None:
-            most = min(config.max_concurrency, _MOST_UPLOADING)
             uploader = Uploader(client.insisting, most, config.memory_budget)
-            _part_uploaders[_key(client)] = uploader
+            _part_uploaders[key] = uploader
         return uploader
 
 
@@ -226,8 +231,10 @@ def uploader_for(client: Client, config: S3ClientConfig, part_size: int) -> Tran
 
     It holds at most ``config.memory_budget`` bytes in parts, but never less than two parts.
     """
+    most = min(config.max_concurrency, _MOST_UPLOADING)
+    key = (_key(client), part_size, most, config.memory_budget, client.limits)
     with _lock:
-        manager = _uploaders.get((_key(client), part_size))
+        manager = _uploaders.get(key)
         if manager is None:
             parts = max(2, config.memory_budget // part_size)
             readers = max(1, min(4, parts // 2))
@@ -236,12 +243,12 @@ def uploader_for(client: Client, config: S3ClientConfig, part_size: int) -> Tran
                 TransferConfig(
                     multipart_threshold=part_size,
                     multipart_chunksize=part_size,
-                    max_request_concurrency=min(config.max_concurrency, _MOST_UPLOADING),
+                    max_request_concurrency=most,
                     max_submission_concurrency=readers,
                     max_in_memory_upload_chunks=max(1, parts - readers),
                 ),
             )
-            _uploaders[(_key(client), part_size)] = manager
+            _uploaders[key] = manager
         return manager
 
 

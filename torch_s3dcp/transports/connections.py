@@ -8,8 +8,8 @@ import ssl
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from urllib3.util import wait_for_read
 
 from .bodies import ConnectionBody, CountedResponse
-from .effort import Effort, current
+from .effort import current, halting
 from .patience import QUICK, Guard, Patience
 from .tls import TLSSocket, decrypting_turns, push
 
@@ -71,6 +71,7 @@ class Connections:
         body: Iterable[memoryview] | None = None,
         *,
         patience: float | None = QUICK,
+        cut: bool = True,
     ) -> Answer | None:
         """Send a request, and wait for the head of its answer.
 
@@ -78,6 +79,7 @@ class Connections:
             body: Blocks, sent one after another from where they are; iterated again for another
                 try. Its length is among the headers.
             patience: Seconds to wait for the answer at first; None: ``read_timeout``.
+            cut: Whether a halt cuts it short. Else it only keeps it from being tried again.
 
         Returns:
             None where a proxy is in the way: this is not for us.
@@ -102,7 +104,7 @@ class Connections:
             guard = Guard(self._patience, effort, connection.sock.settimeout)
             connection.guard = guard
             try:
-                with _ended_with(effort, connection.sock):
+                with halting(_waking(connection.sock) if cut else None):
                     plain, answer = _exchange(connection, method, target, headers, body, patience)
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
@@ -220,16 +222,14 @@ class _TLSConnection(_Connection):
         self.sock = secured
 
 
-def _ended_with(effort: Effort, held: Any) -> AbstractContextManager[None]:
-    """Whoever halts the effort wakes who waits for the connection."""
-    if effort.halt is None:
-        return nullcontext()
+def _waking(held: Any) -> Callable[[], None]:
+    """Wakes who waits for a connection."""
 
-    def end() -> None:
+    def wake() -> None:
         with suppress(OSError):
             held.shutdown(socket.SHUT_RDWR)
 
-    return effort.halt.ending(end)
+    return wake
 
 
 def _exchange(

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from ..exceptions import DeadlineError, S3DCPError
 from .retries import TABLE, Kind, Limits, pause
@@ -84,7 +84,7 @@ class Effort:
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self.limits = limits
-        self.halt: Halt | None = halt or getattr(_here, "halt", None)
+        self.halt: Halt | None = halt or halt_here()
         #: Failures in a row, without a new byte in between.
         self.failures = 0
         #: Tries that were given up because they made too little progress.
@@ -222,12 +222,24 @@ def current() -> Effort:
     return found if found is not None else Effort(Limits())
 
 
+def halt_here() -> Halt | None:
+    """What halts the efforts that begin in this thread."""
+    found: Halt | None = getattr(_here, "halt", None)
+    return found
+
+
 @contextmanager
-def halted_by(halt: Halt) -> Iterator[None]:
-    """Efforts that begin in this thread heed a halt."""
+def halted_by(halt: Halt | None) -> Iterator[None]:
+    """Efforts that begin in this thread heed a halt; None: none."""
     before = getattr(_here, "halt", None)
     _here.halt = halt
     try:
         yield
     finally:
         _here.halt = before
+
+
+def halting(end: Callable[[], None] | None) -> AbstractContextManager[None]:
+    """Have ``end`` called where what this thread does is halted; None: nothing."""
+    halt = current().halt if end is not None else None
+    return nullcontext() if end is None or halt is None else halt.ending(end)

@@ -78,7 +78,7 @@ _LASTING = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "UNSUPPORTED_PR
 def kind_of(error: BaseException) -> Kind | None:
     """The kind of a failure; None: there is no use in trying again."""
     if isinstance(error, boto.ClientError):
-        return _BY_CODE.get(code_of(error)) or kind_of_status(_status(error))
+        return kind_of_code(code_of(error)) or kind_of_status(_status(error))
     if isinstance(error, (boto.SSLError, ssl.SSLError)):
         return None if _lasts(error) else Kind.UNREACHABLE
     if isinstance(error, _NOT_CONNECTED):
@@ -90,6 +90,11 @@ def kind_of(error: BaseException) -> Kind | None:
     if any(isinstance(one, (TimeoutError, boto.ReadTimeoutError)) for one in _chain(error)):
         return Kind.STALLED
     return Kind.BROKEN if isinstance(error, _BROKEN) else None
+
+
+def kind_of_code(code: str) -> Kind | None:
+    """The kind of what a server gives this word for."""
+    return _BY_CODE.get(code)
 
 
 def kind_of_status(status: int) -> Kind | None:

@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 
 from ..exceptions import IntegrityError, S3DCPError, StorageError
 from .contract import BlockSource, CopiedRange, Uploaded
-from .effort import Halt, halted_by
+from .effort import Halt, halt_here, halted_by
 from .errors import code_of, translated
 from .sending import Body, Sender, Target, is_as_sent
 
@@ -52,7 +52,17 @@ class Multipart:
         self._failures: list[BaseException] = []
 
     def run(self, pieces: Iterable[Body | CopiedRange]) -> Uploaded:
-        """Create it, send or copy the parts, complete it; on failure abort it."""
+        """Create it, send or copy the parts, complete it; on failure abort it.
+
+        What halts the calling thread's requests ends the parts, too.
+        """
+        halt = halt_here()
+        if halt is None:
+            return self._run(pieces)
+        with halt.ending(self._failed.set):
+            return self._run(pieces)
+
+    def _run(self, pieces: Iterable[Body | CopiedRange]) -> Uploaded:
         with translated("CreateMultipartUpload", self._target.bucket, self._target.key):
             upload = self._create()
         futures: list[Future[_Part]] = []
@@ -99,8 +109,8 @@ class Multipart:
             # What ends because another part failed tells nothing new.
             if not self._failed.is_set():
                 self._failures.append(error)
-                self._source.give_up(error)  # it may be waiting for this part
-                self._failed.set()
+            self._source.give_up(error)  # it may be waiting for this part
+            self._failed.set()
             raise
 
     def _create(self) -> str:
@@ -196,7 +206,8 @@ class Multipart:
     def _abort(self, upload: str) -> None:
         target = self._target
         try:
-            with translated("AbortMultipartUpload", target.bucket, target.key):
+            # Whatever is halted, this is not.
+            with halted_by(None), translated("AbortMultipartUpload", target.bucket, target.key):
                 try:
                     self._client.abort_multipart_upload(UploadId=upload, **target.given_up)
                 except ClientError as error:
