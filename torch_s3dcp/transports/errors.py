@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -28,6 +27,7 @@ from ..exceptions import (
     WrongRegionError,
 )
 from .redirects import redirected_to, region_of
+from .scrubbing import clean, scrub
 
 _BY_CODE: tuple[tuple[type[StorageError], str, frozenset[str]], ...] = (
     (
@@ -154,6 +154,15 @@ _CONFIGURATION_ERRORS = (
 
 
 @contextmanager
+def _scrubbed() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        scrub(error)
+        raise
+
+
+@contextmanager
 def translated(
     operation: str,
     bucket: str,
@@ -168,24 +177,25 @@ def translated(
         "byte_range": byte_range,
     }
     try:
-        yield
+        with _scrubbed():
+            yield
     except boto.ClientError as error:
         raise _from_answer(error, where) from error
     except boto.FlexibleChecksumError as error:
-        raise IntegrityError(f"the object is damaged: {_clean(error)}", **where) from error
+        raise IntegrityError(f"the object is damaged: {clean(error)}", **where) from error
     except boto.IncompleteReadError as error:
-        raise TruncatedObjectError(f"the body ended early: {_clean(error)}", **where) from error
+        raise TruncatedObjectError(f"the body ended early: {clean(error)}", **where) from error
     except _CREDENTIAL_ERRORS as error:
         raise CredentialsError(
-            f"no usable credentials: {_clean(error)}; set AWS_ACCESS_KEY_ID and "
+            f"no usable credentials: {clean(error)}; set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, a profile or an instance role, or "
             "S3ClientConfig(unsigned=True) for public buckets",
             **where,
         ) from error
     except _CONFIGURATION_ERRORS as error:
-        raise ConfigurationError(f"the request cannot be made: {_clean(error)}", **where) from error
+        raise ConfigurationError(f"the request cannot be made: {clean(error)}", **where) from error
     except (boto.HTTPClientError, boto.ConnectionError, boto.BotoCoreError) as error:
-        text = f"the server cannot be reached: {_clean(error)}"
+        text = f"the server cannot be reached: {clean(error)}"
         raise EndpointError(text, **_tried(error, where)) from error
     except ResponseParserError as error:
         text = "the server's answer cannot be read: it is cut off, or not S3's"
@@ -196,7 +206,7 @@ def translated(
         if isinstance(error, S3DCPError):
             raise
         raise EndpointError(
-            f"the connection broke: {type(error).__name__}: {_clean(error)}", **where
+            f"the connection broke: {type(error).__name__}: {clean(error)}", **where
         ) from error
 
 
@@ -209,22 +219,6 @@ def _tried(error: Exception, where: dict[str, Any]) -> dict[str, Any]:
 def code_of(error: boto.ClientError) -> str:
     """The server's word for what it refused."""
     return str(error.response.get("Error", {}).get("Code", ""))
-
-
-_LOGIN = re.compile(r"//[^/@\s]*@")
-_GRANTS = re.compile(
-    r"((?:signature|credential|awsaccesskeyid|security-token|customer-key(?:-md5)?)"
-    r"['\"]?\s*[=:]\s*['\"]?)[^\s&,;'\"<]+",
-    re.IGNORECASE,
-)
-
-
-def _clean(error: object) -> str:
-    """The text of an error without a login in an address, and without what a request was signed by.
-
-    Servers exist that repeat the request in their answer.
-    """
-    return _GRANTS.sub(r"\1***", _LOGIN.sub("//***@", str(error)))
 
 
 def _from_answer(error: boto.ClientError, where: dict[str, Any]) -> StorageError:
@@ -251,7 +245,7 @@ def refusal(
         "request_id": about.get("RequestId") or None,
         "attempts": attempts + 1 if attempts else None,
     }
-    said = _clean(f"{code}: {details.get('Message', '')}".strip(": "))
+    said = clean(f"{code}: {details.get('Message', '')}".strip(": "))
     elsewhere = redirected_to({"ResponseMetadata": about, "Error": details})
     if elsewhere:
         return StorageError(

@@ -13,6 +13,7 @@ from botocore.exceptions import ClientError
 from .effort import joined
 from .failures import kind_of
 from .retries import Kind, Limits
+from .scrubbing import scrub
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client as Boto3S3Client
@@ -66,6 +67,7 @@ class RetryingClient:
                     with effort.working():
                         answer = _done(getattr(held.boto, name)(**parameters), name)
                 except Exception as error:
+                    scrub(error)
                     tries = _tries(error)
                     failures += tries
                     kind = kind_of(error)
