@@ -111,15 +111,20 @@ def _join(
     wanted: Sequence[Piece[T]], item: tuple[int, int], checksums: ItemChecksums
 ) -> list[Unit[T]]:
     units: list[Unit[T]] = []
+    growing: list[Unit[T]] = []
     base, stop = item
     if len(wanted) == 1 and (wanted[0].start, wanted[0].end) == item:
         return [Unit(base, stop, list(wanted), item, checksums)]
     for piece in wanted:
         start, end = checksums.widened(piece.start - base, piece.end - base, stop - base)
-        last = units[-1] if units else None
-        if last is not None and base + start < last.end and piece.start >= last.pieces[-1].end:
-            last.pieces.append(piece)
-            last.end = max(last.end, base + end)
+        # More than one where what is wanted overlaps: each of them goes on.
+        growing = [unit for unit in growing if base + start < unit.end]
+        for unit in growing:
+            if piece.start >= unit.pieces[-1].end:
+                unit.pieces.append(piece)
+                unit.end = max(unit.end, base + end)
+                break
         else:
             units.append(Unit(base + start, base + end, [piece], item, checksums))
+            growing.append(units[-1])
     return units

@@ -85,6 +85,22 @@ def test_neighbours_that_share_a_piece_share_a_unit(item) -> None:
     assert all(a.end <= b.start for a, b in itertools.pairwise(units))
 
 
+@given(items(), st.integers(2, 4))
+def test_what_is_wanted_often_costs_so_often_at_most(item, often) -> None:
+    data, checksums, runs = item
+    apart, last = [], 0
+    for a, b in sorted(runs):
+        if last <= a < b:
+            apart.append((a, b))
+            last = b
+
+    def cost(times: int) -> int:
+        pieces = [Piece(a, b, None) for a, b in apart for _ in range(times)]
+        return sum(len(unit) for unit in units_of(pieces, (0, len(data)), checksums))
+
+    assert cost(often) <= often * cost(1)
+
+
 @given(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 50)), max_size=9))
 def test_without_checksums_pieces_stay_as_they_are(runs) -> None:
     pieces = [Piece(a, a + n, number) for number, (a, n) in enumerate(runs)]
