@@ -38,13 +38,18 @@ class Checker:
     def feed(self, block: memoryview) -> Check | None:
         """The next bytes; gives the first check that they end and that does not hold."""
         begin, end = self._position, self._position + len(block)
+        alone = self._next
         while self._next < len(self._checks):
             check = self._checks[self._next]
             if check.start >= end:
                 break
-            if check.start >= begin and (several := self._hold(block, begin, end)):
-                self._next += several
-                continue
+            # Compared one by one where that was in vain.
+            if self._next >= alone and check.start >= begin:
+                count, holds = self._joined(block, begin, end)
+                if holds:
+                    self._next += count
+                    continue
+                alone = self._next + count
             start, stop = max(check.start, begin), min(check.end, end)
             self._value = check.kind.update(block[start - begin : stop - begin], self._value)
             if stop < check.end:
@@ -57,8 +62,8 @@ class Checker:
         self._position = end
         return None
 
-    def _hold(self, block: memoryview, begin: int, end: int) -> int:
-        """How many of the next checks lie in a block side by side, and hold; 0: look at each.
+    def _joined(self, block: memoryview, begin: int, end: int) -> tuple[int, bool]:
+        """How many of the next checks lie in a block side by side, and whether all of them hold.
 
         The bytes are gone through once, and what is found compared with the checksums joined:
         to enter C for each costs more, with all threads that wait for the interpreter's lock.
@@ -72,9 +77,9 @@ class Checker:
                 break
             joined = combine(joined, value, stop - start)
             place, count = stop, count + 1
-        if count < 2 or kind.update(block[first - begin : place - begin], 0) != joined:
-            return 0
-        return count
+        if count < 2:
+            return count, False
+        return count, kind.update(block[first - begin : place - begin], 0) == joined
 
     def rewind(self, position: int) -> None:
         """Go on from an earlier byte, at which no check is under way."""

@@ -39,6 +39,8 @@ class PinnedObject:
         self._bucket = bucket
         self._key = key
         self._info = info
+        # Whether its size is known from more than an answer that may have been cut short.
+        self._sure = True
         self._limits = limits
         self._lock = threading.Lock()
 
@@ -57,31 +59,48 @@ class PinnedObject:
         body = self._transport.get(self._bucket, self._key, start, end, if_match=etag)
         try:
             with self._lock:
-                self._info = self._agreed(body.info)
+                # What is sent without a range says of itself alone how long it is.
+                self._agree(body.info, sure=start > 0 or end is not None)
         except S3DCPError:
             body.close()
             raise
         return body
 
-    def _agreed(self, served: ObjectInfo) -> ObjectInfo:
-        """What is known, once an answer has told the same."""
-        known = self._info or served
-        comparable = known.etag is not None and served.etag is not None
-        if known.etag != served.etag if comparable else known.size != served.size:
-            # Not every server knows If-Match, and a first answer may come while waiting.
-            raise ObjectChangedError(
-                "the object was replaced while it was being read; load again",
-                bucket=self._bucket,
-                key=self._key,
-            )
-        if served.size < known.size:
+    def _agree(self, served: ObjectInfo, *, sure: bool) -> None:
+        """Compare an answer with what is known, and learn from it.
+
+        Args:
+            served: What the answer says of the object.
+            sure: Whether its size is that of the object, even if the answer was cut short.
+        """
+        known = self._info
+        comparable = known is not None and known.etag is not None and served.etag is not None
+        if known is None:
+            self._info, self._sure = served, sure
+        elif known.etag != served.etag if comparable else known.size != served.size:
+            raise self._changed()
+        elif known.size == served.size:
+            self._sure = self._sure or sure
+        elif sure and self._sure:
+            # Servers exist whose ETags stay as they are.
+            raise self._changed()
+        elif sure or (not self._sure and served.size > known.size):
+            # The answer before was cut short.
+            self._info, self._sure = served, sure
+        else:
             raise WrongRangeError(
                 f"the server sent an object of {served.size} bytes, which has {known.size}",
                 bucket=self._bucket,
                 key=self._key,
             )
-        # One version has one size: if it is larger now, what was known was cut short.
-        return served if served.size > known.size else known
+
+    def _changed(self) -> ObjectChangedError:
+        # Not every server knows If-Match, and a first answer may come while waiting.
+        return ObjectChangedError(
+            "the object was replaced while it was being read; load again",
+            bucket=self._bucket,
+            key=self._key,
+        )
 
 
 class ResumingStream(io.RawIOBase):

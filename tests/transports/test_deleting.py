@@ -93,6 +93,16 @@ def test_it_ends_by_its_deadline(server: Scripted) -> None:
         transport.delete("bucket", list("abc"))
 
 
+def test_what_is_refused_is_told_when_time_is_up(server: Scripted) -> None:
+    names = [f"k{number}" for number in range(1500)]
+    refused = {name: ["AccessDenied"] for name in names[1:4]}
+    server.always = deletes = Deletes({"k0": ["SlowDown"] * 100, **refused})
+    transport = transport_to(server, pause_factor=1000, give_up_after=1)
+    with pytest.raises(AccessDeniedError, match="4 of 1500 objects stay"):
+        transport.delete("bucket", names)
+    assert {name for asked in deletes.asked for name in asked} == set(names)
+
+
 def test_requests_that_fail_and_keys_that_are_refused_are_counted_together(
     server: Scripted,
 ) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torch_s3dcp.checks import Check
+from torch_s3dcp.checks import Check, Checker
 from torch_s3dcp.checksums import CRC64, ZIP_CRC
 from torch_s3dcp.exceptions import IntegrityError
 from torch_s3dcp.fetching import FetchPool
@@ -123,6 +125,28 @@ def test_damage_that_stays_is_an_error_with_its_range() -> None:
     assert ended.error.byte_range == (200, 300)
     assert (ended.error.attempts, ended.damaged) == (3, 3)
     assert source.opened == [(0, 600), (200, 600), (200, 600)]
+
+
+@pytest.mark.parametrize("bad", [0, 200, 399])
+def test_damage_is_found_without_going_through_all_again_and_again(bad: int) -> None:
+    hashed: list[int] = []
+
+    def update(block: memoryview, before: int) -> int:
+        hashed.append(len(block))
+        return CRC64.update(block, before)
+
+    kind = replace(CRC64, update=update)
+    data = bytearray(random.Random(1).randbytes(400 * 16))
+    cuts = range(0, len(data), 16)
+    checks = [Check(a, a + 16, CRC64.of([memoryview(data)[a : a + 16]]), kind) for a in cuts]
+    checker = Checker(checks, 0)
+    assert checker.feed(memoryview(data)) is None
+    assert sum(hashed) == len(data)
+    data[bad * 16] ^= 4
+    checker.rewind(0)
+    hashed.clear()
+    assert checker.feed(memoryview(data)) == checks[bad]
+    assert sum(hashed) <= 2 * len(data)
 
 
 @pytest.mark.parametrize("flips", [{}, {30: 1}])

@@ -146,6 +146,8 @@ class FaultProxy:
             self._loop.run_until_complete(self._main)
         except asyncio.CancelledError:
             pass  # asked to stop
+        except Exception as error:  # noqa: BLE001 - raised where the proxy is left
+            self._failures.append(error)
         finally:
             self._listener.close()
             left = asyncio.all_tasks(self._loop)
@@ -167,10 +169,13 @@ class FaultProxy:
             await asyncio.wait({accepting, outage}, return_when=asyncio.FIRST_COMPLETED)
             if accepting.done():
                 accepting.result()  # it only ends with an error
-            for task in (accepting, *self._serving):
-                task.cancel()
-            await asyncio.gather(accepting, *self._serving, return_exceptions=True)
+            accepting.cancel()
+            await asyncio.gather(accepting, return_exceptions=True)
+            # First: whoever sees a connection end finds nobody listening.
             self._listener.close()
+            for task in self._serving:
+                task.cancel()
+            await asyncio.gather(*self._serving, return_exceptions=True)
             await asyncio.sleep(await outage)
             self._listen(self._port)
 

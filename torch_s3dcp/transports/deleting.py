@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..exceptions import AccessDeniedError, StorageError
+from ..exceptions import AccessDeniedError, DeadlineError, StorageError
 from .effort import Effort, joined
 from .errors import refusal, translated
 from .failures import kind_of_code
@@ -68,7 +68,13 @@ def _batch(
                 passing[key] = kind, refused
         if not passing:
             return
-        if not effort.failed(*next(iter(passing.values()))):
+        try:
+            again = effort.failed(*next(iter(passing.values())))
+        except DeadlineError as error:
+            # Time is up for these keys; what else is refused is told too.
+            yield from [error] * len(passing)
+            return
+        if not again:
             yield from (refused for _, refused in passing.values())
             return
         names = list(passing)

@@ -75,6 +75,8 @@ class Multipart:
             wait(futures)
             if self._failures:
                 raise self._failures[0]
+            if self._failed.is_set():
+                raise InterruptedError("the upload was ended before all parts were sent")
             parts = [future.result() for future in futures]
             size = sum(part.size for part in parts)
             with translated("CompleteMultipartUpload", self._target.bucket, self._target.key):
