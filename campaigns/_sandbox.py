@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 # More than this, in bytes, was allocated on a sample's word: all samples are small.
 _MUCH = 512 * 2**20
+_ENDINGS = (signal.SIGALRM, signal.SIGPROF)
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def in_child(
     """Carry out an action in a process of its own.
 
     Args:
-        seconds: After these it hangs, and is ended.
+        seconds: After these, of its own work, it hangs, and is ended.
         room: Bytes of address space that it may take beyond what is there.
         lures: Modules that nobody but a sample imports.
     """
@@ -50,7 +51,7 @@ def in_child(
         told = answer.read()
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        hung = os.WTERMSIG(status) == signal.SIGALRM
+        hung = os.WTERMSIG(status) in _ENDINGS
         return Ended("", frozenset({"hung" if hung else "crashed"}))
     if not told:
         # It ended the process itself.
@@ -66,8 +67,11 @@ def _be(
     for number in (0, 1, 2):
         os.dup2(null, number)
     faulthandler.disable()
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(seconds)
+    for ending in _ENDINGS:
+        signal.signal(ending, signal.SIG_DFL)
+    # On a busy machine only the time counts that it worked; unless it waits for ever.
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.alarm(6 * seconds)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with open("/proc/self/statm") as statm:
         now = int(statm.read().split()[0]) * resource.getpagesize()
