@@ -36,6 +36,7 @@ CHECKSUMS = "s3dcp_checksums"
 
 _DCP = "torch.distributed.checkpoint.metadata"
 _FILESYSTEM = "torch.distributed.checkpoint.filesystem"
+_MEM_FORMAT = "MEM_FORMAT_ENCODING"
 _SHARDED = "torch.distributed._shard.sharded_tensor.metadata"
 
 
@@ -48,7 +49,11 @@ def dump_metadata(metadata: dcp.Metadata) -> bytes:
     """Pickle as torch's writer does, in the form that every version of torch reads."""
     output = io.BytesIO()
     pickler = pickle.Pickler(output)
-    pickler.dispatch_table = {**copyreg.dispatch_table, dcp.TensorProperties: _reduced_properties}
+    pickler.dispatch_table = {
+        **copyreg.dispatch_table,
+        dcp.TensorProperties: _reduced_properties,
+        dcp._MEM_FORMAT_ENCODING: _reduced_member,
+    }
     pickler.dump(metadata)
     return sealed(output.getvalue())
 
@@ -135,6 +140,11 @@ def _reduced_properties(value: dcp.TensorProperties) -> Any:
     return make, args, tuple(state)[:5], *rest
 
 
+def _reduced_member(value: Any) -> Any:
+    """By value: the first Pythons 3.11 name ``getattr``, which readers refuse."""
+    return type(value), (value.value,)
+
+
 class _TensorProperties(dcp.TensorProperties):
     """Reads the state of torch up to 2.14 (5 values) and of 2.15 (6 values)."""
 
@@ -157,6 +167,21 @@ def _layout(text: str) -> torch.layout:
     return layout
 
 
+def _member(kind: Any = None, name: Any = None, *_: Any) -> Any:
+    """What the first Pythons 3.11 pickle a member of an enumeration as; no other ``getattr``."""
+    real: Any = getattr(kind, "real", None)
+    members: dict[str, Any] = {}
+    for one in (dcp._MEM_FORMAT_ENCODING, _legacy_sharded_names()[_SHARDED, _MEM_FORMAT]):
+        if one is real:
+            members = dict(real.__members__)
+    if type(name) is not str or name not in members:
+        raise InvalidCheckpointError(
+            "the checkpoint's metadata names builtins.getattr for something that no checkpoint "
+            "needs; it was not loaded, because that could run code from the bucket"
+        )
+    return members[name]
+
+
 class _StoragePrefix:
     """Plans of older versions carry one; it means nothing to a load."""
 
@@ -164,10 +189,7 @@ class _StoragePrefix:
 def _legacy_sharded_names() -> dict[tuple[str, str], Any]:
     from torch.distributed._shard.sharded_tensor import metadata as sharded
 
-    return {
-        (_SHARDED, name): getattr(sharded, name)
-        for name in ("TensorProperties", "MEM_FORMAT_ENCODING")
-    }
+    return {(_SHARDED, name): getattr(sharded, name) for name in ("TensorProperties", _MEM_FORMAT)}
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
@@ -189,6 +211,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch", "Size"): torch.Size,
     ("torch.serialization", "_get_layout"): _layout,
     ("collections", "OrderedDict"): OrderedDict,
+    ("builtins", "getattr"): _member,
     **{
         (module, name): _path
         for module in ("pathlib", "pathlib._local")
@@ -204,10 +227,13 @@ def _stand_in(real: Any) -> type:
     A pickle may set attributes on what it is handed; on the real class they would stay.
     """
     bare = isinstance(real, type) and (is_dataclass(real) or real is _StoragePrefix)
+    itself = real
 
     class StandIn:
+        real = itself
+
         def __new__(cls, *args: Any) -> Any:
-            return object.__new__(real) if bare else real(*args)
+            return object.__new__(itself) if bare else itself(*args)
 
     return StandIn
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import re
-import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -238,11 +237,10 @@ def _decoded(file: IO[bytes], safe_globals: Sequence[SafeGlobal]) -> Any:
     records = RecordFile(file)
     if "constants.pkl" in records:
         raise RefusedError("it is a TorchScript archive, which holds code")
-    swapped = "byteorder" in records and bytes(records["byteorder"]) != sys.byteorder.encode()
     pickled = bytes(records[PICKLE])
     check_sizes(pickled)
     names = allowed_names(safe_globals)
-    return Interpreter(names, Storages(records, swapped=swapped)).load(pickled)
+    return Interpreter(names, Storages(records)).load(pickled)
 
 
 class _Limited(io.RawIOBase):

@@ -6,6 +6,7 @@ once they have looked at their arguments.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -27,8 +28,10 @@ class Memory:
     Saved anew as what it is, a storage would come back as a tensor.
     """
 
-    def __init__(self, flat: torch.Tensor) -> None:
+    def __init__(self, flat: torch.Tensor, *, swapped: bool = False) -> None:
         self.flat = flat
+        # Whether it came in another byte order.
+        self.swapped = swapped
 
     def __reduce__(self) -> Any:
         raise RefusedError("it holds a storage that is no tensor's")
@@ -39,27 +42,33 @@ class Records(Protocol):
 
     def __getitem__(self, name: str, /) -> memoryview: ...
 
+    def __contains__(self, name: str, /) -> bool: ...
+
 
 class Storages:
     """The memory of tensors inside an item, by the ids that its pickle has for it."""
 
-    def __init__(self, records: Records, *, swapped: bool = False) -> None:
+    def __init__(self, records: Records) -> None:
         self._records = records
-        self._swapped = swapped
+        order = bytes(records["byteorder"]) if "byteorder" in records else b"little"
+        if order not in (b"little", b"big"):
+            raise ValueError(f"unknown byte order {order[:20]!r}")
+        self._swapped = order.decode() != sys.byteorder
         self._known: dict[str, torch.Tensor] = {}
 
     def __call__(self, pid: Any) -> Memory:
         if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
             raise RefusedError("a persistent id that is no storage")
         _, dtype, key, _, count = pid
-        if not isinstance(dtype, torch.dtype) or type(key) is not str or type(count) is not int:
+        known = isinstance(dtype, torch.dtype) and dtype in _STORED
+        if not known or type(key) is not str or type(count) is not int:
             raise RefusedError("a persistent id that is no storage")
         if key not in self._known:
             self._known[key] = self._read(key, dtype)
         flat = self._known[key]
         if len(flat) != count * dtype.itemsize:
             raise ValueError(f"storage {key} has another size than the item says")
-        return Memory(flat.view(dtype))
+        return Memory(flat.view(dtype), swapped=self._swapped)
 
     def _read(self, key: str, dtype: torch.dtype) -> torch.Tensor:
         memory = self._records[f"data/{key}"]
@@ -96,6 +105,8 @@ def _tensor(
 def _tensor_v3(memory: Any, *rest: Any) -> torch.Tensor:
     _need(type(memory) is Memory and len(rest) >= 6, _REBUILD)
     _need(isinstance(rest[5], torch.dtype), _REBUILD)
+    # Its storage does not say how wide its numbers are, so they are not swapped.
+    _need(not memory.swapped or rest[5].itemsize == 1, _REBUILD)
     offset, size, stride, grad, _, dtype, *flags = rest
     return _tensor(Memory(memory.flat.view(dtype)), offset, size, stride, grad, None, *flags[:1])
 
@@ -150,6 +161,11 @@ _QUANTISED = "torch._utils._rebuild_qtensor"
 _QSCHEMES = (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
 
 
+def _need_own(part: torch.Tensor) -> None:
+    """No element twice: it is copied or gone through, and its size is the pickle's word."""
+    _need(part.numel() * part.itemsize <= part.untyped_storage().nbytes(), _REBUILD)
+
+
 def _quantised(
     memory: Any,
     offset: Any,
@@ -160,6 +176,7 @@ def _quantised(
     _: Any = None,
 ) -> torch.Tensor:
     numbers = _tensor(memory, offset, size, stride)
+    _need_own(numbers)
     _need(type(quantiser) is tuple and len(quantiser) in (3, 4), _QUANTISED)
     scheme, *how = quantiser
     make: Any
@@ -173,6 +190,7 @@ def _quantised(
         for one in (scales, zeros):
             shape = one.shape if isinstance(one, torch.Tensor) else None
             _need(shape == (numbers.shape[axis],), _QUANTISED)
+            _need_own(one)
         make = torch._make_per_channel_quantized_tensor
     made: torch.Tensor = make(numbers, *how)
     return made.requires_grad_(bool(grad)) if grad else made
@@ -185,6 +203,9 @@ _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.spars
 def _sparse(layout: Any, data: Any) -> torch.Tensor:
     _need(type(data) is tuple and len(data) in (3, 4), _SPARSE)
     made: torch.Tensor
+    for one in data:
+        if isinstance(one, torch.Tensor):
+            _need_own(one)
     # All indices are checked: others would reach beyond the values.
     if layout is torch.sparse_coo:
         indices, values, size, *more = data
@@ -233,6 +254,9 @@ _STORAGES = {
     "QUInt8": torch.uint8,
     "QInt32": torch.int32,
 }
+
+
+_STORED = frozenset(_STORAGES.values()) | {torch.uint8}
 
 
 def tensor_names() -> Mapping[str, Allowed]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import io
 import os
 import pickle
@@ -430,3 +431,42 @@ def test_impossible_parts_are_refused(chunk: ChunkStorageMetadata) -> None:
     with pytest.raises(InvalidCheckpointError, match="'t'") as caught:
         load_metadata(dump_metadata(metadata))
     assert caught.value.tensor == "t"
+
+
+class _EarlyPickler(pickle.Pickler):
+    """Pickles members of enumerations as Python 3.11.2 does."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, enum.Enum):
+            return getattr, (type(value), value.name)
+        return NotImplemented
+
+
+def test_members_are_found_as_early_pythons_name_them() -> None:
+    about = TensorStorageMetadata(TensorProperties(), torch.Size([2]), [])
+    metadata = Metadata({"x": about}, None, {})
+    output = io.BytesIO()
+    _EarlyPickler(output).dump(metadata)
+    assert b"getattr" in output.getvalue()
+    assert load_metadata(output.getvalue()) == metadata
+    assert b"getattr" not in dump_metadata(metadata)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        (dcp_metadata._MEM_FORMAT_ENCODING, "__class__"),
+        (dcp_metadata._MEM_FORMAT_ENCODING, "__members__"),
+        (dcp_metadata._MEM_FORMAT_ENCODING, "TORCH_PRESERVE_FORMAT_"),
+        (MetadataIndex, "__init__"),
+        ("text", "join"),
+        (torch.Size, "__class__"),
+    ],
+)
+def test_nothing_else_is_got_by_getattr(asked: tuple[Any, Any]) -> None:
+    class Asking:
+        def __reduce__(self) -> Any:
+            return getattr, asked
+
+    with pytest.raises(InvalidCheckpointError, match=r"builtins.getattr"):
+        load_metadata(pickle.dumps(Asking()))
