@@ -230,7 +230,7 @@ def load_tensor(
 
 
 def _decoded(file: IO[bytes], safe_globals: Sequence[SafeGlobal]) -> Any:
-    """The value in an archive. It takes no more memory than the archive has bytes."""
+    """The value in an archive; its storages take no more memory than the archive has bytes."""
     if file.seek(0, 2) <= _READ_AT_ONCE:
         file.seek(0)
         file = io.BytesIO(file.read(-1))

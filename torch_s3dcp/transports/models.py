@@ -1,7 +1,7 @@
 """botocore's models of S3, read once per process.
 
 Each session would read and parse them anew: 12 MB and 0.06 to 0.2 s of CPU per client, of which
-0.5 MB and 0.01 s are left where they are shared (botocore 1.40).
+0.5 MB and 0.01 s are left where they are shared (botocore 1.44).
 """
 
 from __future__ import annotations
