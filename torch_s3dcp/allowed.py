@@ -19,31 +19,22 @@ from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
-import numpy as np
 import torch
 
+from .arrays import array_names
 from .exceptions import ConfigurationError
-from .interpreter import Allowed, KeyCheck, RefusedError, set_attributes
+from .interpreter import Allowed, set_attributes
+from .limits import KeyCheck, RefusedError, need
 from .tensors import tensor_names
 
 #: What a user may allow: a class or function, or one with the name that pickles call it by.
 SafeGlobal = Callable[..., Any] | tuple[Callable[..., Any], str]
 
 _ENCODINGS = ("latin1", "latin-1", "utf-8", "ascii")
-# Booleans, integers, floats, complex numbers, times, byte strings, text, structures of these: no
-# objects.
-_KINDS = "biufcmMSUV"
-_UNITS = frozenset(b"Y M W D h m s ms us ns ps fs as generic".split())
-_RAW = "numpy.ndarray"
-
-
-def _need(good: bool, name: str) -> None:
-    if not good:
-        raise RefusedError(f"it makes a {name} of something unusual", name)
 
 
 def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
-    _need(type(text) is str and encoding in _ENCODINGS, "_codecs.encode")
+    need(type(text) is str and encoding in _ENCODINGS, "_codecs.encode")
     return bytes(text, encoding)
 
 
@@ -51,7 +42,7 @@ def _bytearray(*arguments: Any) -> bytearray:
     # bytearray(10**12) would be memory from nothing.
     if len(arguments) == 2:
         return bytearray(_encode(*arguments))
-    _need(all(type(argument) is bytes for argument in arguments), "bytearray")
+    need(all(type(argument) is bytes for argument in arguments), "bytearray")
     return bytearray(*arguments)
 
 
@@ -59,7 +50,7 @@ def _from_items(make: Callable[..., Any]) -> Callable[..., Any]:
     """A container of items that are there already."""
 
     def call(*arguments: Any) -> Any:
-        _need(all(type(a) in (list, tuple, dict, OrderedDict) for a in arguments), make.__name__)
+        need(all(type(a) in (list, tuple, dict, OrderedDict) for a in arguments), make.__name__)
         check = KeyCheck()
         for items in arguments:
             for item in items:
@@ -71,13 +62,13 @@ def _from_items(make: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _deque(items: Any = (), maxlen: Any = None) -> Any:
-    _need(type(items) in (list, tuple), "deque")
+    need(type(items) in (list, tuple), "deque")
     return deque(items, maxlen)
 
 
 def _defaultdict(factory: Any = None, items: Any = None) -> Any:
-    _need(factory is None or factory in _FACTORIES, "defaultdict")
-    _need(items is None or type(items) is dict, "defaultdict")
+    need(factory is None or factory in _FACTORIES, "defaultdict")
+    need(items is None or type(items) is dict, "defaultdict")
     return defaultdict(factory, *([] if items is None else [items]))
 
 
@@ -89,28 +80,28 @@ def _of_numbers(make: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*arguments: Any) -> Any:
         small = (int, float, bool, str, bytes, type(None), datetime.timedelta, datetime.timezone)
-        _need(all(type(argument) in small for argument in arguments), str(make))
+        need(all(type(argument) in small for argument in arguments), str(make))
         return make(*arguments)
 
     return call
 
 
 def _size(values: Any) -> torch.Size:
-    _need(type(values) in (list, tuple), "torch.Size")
+    need(type(values) in (list, tuple), "torch.Size")
     return torch.Size(values)
 
 
 def _layout(text: Any) -> Any:
-    _need(type(text) is str, "torch.serialization._get_layout")
+    need(type(text) is str, "torch.serialization._get_layout")
     # Not getattr: that imports modules of torch.
     layout = vars(torch).get(text.removeprefix("torch."))
-    _need(isinstance(layout, torch.layout), "torch.serialization._get_layout")
+    need(isinstance(layout, torch.layout), "torch.serialization._get_layout")
     return layout
 
 
 def _namespace(make: Callable[[], Any]) -> Allowed:
     def build(target: Any, state: Any) -> None:
-        _need(type(state) is dict, "argparse.Namespace")
+        need(type(state) is dict, "argparse.Namespace")
         set_attributes(target, state)
 
     kind: Any = make
@@ -119,94 +110,14 @@ def _namespace(make: Callable[[], Any]) -> Allowed:
 
 
 def _build_uuid(target: Any, state: Any) -> None:
-    _need(type(state) is dict and set(state) == {"int"}, "uuid.UUID")
-    _need(type(state["int"]) is int and 0 <= state["int"] < 2**128, "uuid.UUID")
+    need(type(state) is dict and set(state) == {"int"}, "uuid.UUID")
+    need(type(state["int"]) is int and 0 <= state["int"] < 2**128, "uuid.UUID")
     target.__setstate__(state)
-
-
-# Arrays of numpy ----------------------------------------------------------------------
-
-
-def _dtype(code: Any, align: Any = False, copy: Any = True) -> np.dtype[Any]:
-    _need(type(code) is str and code[:1] in _KINDS and code[1:].isdigit(), "numpy.dtype")
-    # A copy: the state that follows would change the one dtype that all arrays share.
-    made: np.dtype[Any] = np.dtype(code, False, True)
-    return made
-
-
-def _build_dtype(target: np.dtype[Any], state: Any) -> None:
-    _need(type(state) is tuple and len(state) in (8, 9), "numpy.dtype")
-    # A state that it may have, in any byte order; others make numpy read where nothing is.
-    like = target
-    if target.kind in "mM" and len(state) == 9:
-        like = _time_like(target, state[8])
-    elif target.kind == "V" and state[3] is not None:
-        like = _structure_like(target, state[3], state[4])
-    own: Any = like.__reduce__()
-    version, order, *rest = own[2]
-    orders = ("|",) if order == "|" else ("<", ">", "=")
-    _need(state[1] in orders and state == (version, state[1], *rest), "numpy.dtype")
-    target.__setstate__(state)  # type: ignore[attr-defined]
-
-
-def _time_like(target: np.dtype[Any], about: Any) -> np.dtype[Any]:
-    _need(type(about) is tuple and len(about) == 2 and type(about[1]) is tuple, "numpy.dtype")
-    unit, count = about[1][:2]
-    _need(unit in _UNITS and type(count) is int and 0 < count < 2**31, "numpy.dtype")
-    name = "" if unit == b"generic" else f"[{count}{unit.decode()}]"
-    made: np.dtype[Any] = np.dtype(f"{target.kind}8{name}")
-    return made
-
-
-def _structure_like(target: np.dtype[Any], names: Any, fields: Any) -> np.dtype[Any]:
-    _need(type(names) is tuple and type(fields) is dict, "numpy.dtype")
-    _need(len(names) == len(fields), "numpy.dtype")
-    found = [fields.get(name) for name in names]
-    _need(all(type(one) is tuple and len(one) == 2 for one in found), "numpy.dtype")
-    kinds, offsets = [one[0] for one in found], [one[1] for one in found]
-    _need(all(isinstance(kind, np.dtype) and kind.kind in _KINDS for kind in kinds), "numpy.dtype")
-    size = target.itemsize
-    # Raises for offsets outside of it.
-    made: np.dtype[Any] = np.dtype(
-        {"names": list(names), "formats": kinds, "offsets": offsets, "itemsize": size}
-    )
-    return made
-
-
-def _reconstruct(kind: Any, shape: Any, code: Any) -> np.ndarray[Any, Any]:
-    _need(kind is np.ndarray and shape == (0,) and code in (b"b", "b"), _RAW)
-    empty: np.ndarray[Any, Any] = np.ndarray((0,), np.int8)
-    return empty
-
-
-def _build_array(target: np.ndarray[Any, Any], state: Any) -> None:
-    _need(type(state) is tuple and len(state) == 5, _RAW)
-    version, shape, dtype, fortran, raw = state
-    _need(version == 1 and type(shape) is tuple and type(fortran) is bool, _RAW)
-    _need(all(type(size) is int and size >= 0 for size in shape) and len(shape) <= 32, _RAW)
-    _need(isinstance(dtype, np.dtype) and dtype.kind in _KINDS and type(raw) is bytes, _RAW)
-    count = 1
-    for size in shape:
-        count *= size
-    # Items of no bytes would be an array as large as it likes.
-    _need(count < 2**62 and (dtype.itemsize > 0 or not count), _RAW)
-    _need(count * dtype.itemsize == len(raw), _RAW)
-    target.__setstate__(state)
-
-
-def _scalar(dtype: Any, raw: Any = b"") -> Any:
-    _need(isinstance(dtype, np.dtype) and dtype.kind in _KINDS, "numpy._core.multiarray.scalar")
-    _need(type(raw) is bytes and len(raw) == dtype.itemsize > 0, "numpy._core.multiarray.scalar")
-    return np.frombuffer(raw, dtype)[0]
 
 
 def _functions() -> dict[str, Allowed]:
     calls: dict[str, Callable[..., Any]] = {
         "_codecs.encode": _encode,
-        "numpy._core.multiarray._reconstruct": _reconstruct,
-        "numpy._core.multiarray.scalar": _scalar,
-        "numpy.core.multiarray._reconstruct": _reconstruct,
-        "numpy.core.multiarray.scalar": _scalar,
         "torch.serialization._get_layout": _layout,
     }
     return {name: Allowed(call, call) for name, call in calls.items()}
@@ -242,8 +153,6 @@ def _classes() -> dict[str, Allowed]:
         **_paths(),
         "argparse.Namespace": _namespace(argparse.Namespace),
         "types.SimpleNamespace": _namespace(types.SimpleNamespace),
-        "numpy.dtype": Allowed(np.dtype, _dtype, _build_dtype),
-        "numpy.ndarray": Allowed(np.ndarray, None, _build_array),
         "torch.Size": Allowed(torch.Size, _size),
         "torch.device": Allowed(torch.device, _of_numbers(torch.device)),
     }
@@ -251,7 +160,7 @@ def _classes() -> dict[str, Allowed]:
 
 def _build_ordered_dict(target: Any, state: Any) -> None:
     # Such as the _metadata of a module's state dict.
-    _need(type(state) is dict, "OrderedDict")
+    need(type(state) is dict, "OrderedDict")
     set_attributes(target, state)
 
 
@@ -278,7 +187,7 @@ def _values() -> dict[str, Allowed]:
 _OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg", "exceptions": "builtins"}
 _OLD_NAMES = {"builtins.xrange": "builtins.range", "builtins.unicode": "builtins.str"}
 _OLD_NAMES["builtins.long"] = "builtins.int"
-_DEFAULT = {**_functions(), **_classes(), **_values(), **tensor_names()}
+_DEFAULT = {**_functions(), **_classes(), **_values(), **array_names(), **tensor_names()}
 
 
 _TENSORS = tensor_names()

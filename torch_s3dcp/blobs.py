@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from .allowed import SafeGlobal, allowed_names
+from .allowed import SafeGlobal
 from .exceptions import InvalidCheckpointError
-from .interpreter import Interpreter, RefusedError
+from .limits import RefusedError
 from .pickles import look_through
-from .records import PICKLE, archive_of, is_archive, read_records
-from .tensors import Storages
+from .records import archive_of, is_archive, read_records
+from .unpickling import pickle_in, value_of
 
 _TRUST = "or pass trust_checkpoint=True to the storage reader, which lets the bucket run code"
 
@@ -59,12 +59,10 @@ def vetted(data: bytes, safe_globals: Sequence[SafeGlobal] = ()) -> bytes:
 
 def _vetted(data: bytes, safe_globals: Sequence[SafeGlobal]) -> bytes:
     records = read_records(memoryview(data))
-    if "constants.pkl" in records:
-        raise RefusedError("it is a TorchScript archive, which holds code")
-    pickled = bytes(records[PICKLE])
+    pickled = pickle_in(records)
     if not look_through(pickled).odd_keys and _is_plain(pickled):
         return archive_of(pickled)
-    value = Interpreter(allowed_names(safe_globals), Storages(records)).load(pickled)
+    value = value_of(pickled, records, len(data), safe_globals)
     output = io.BytesIO()
     torch.save(value, output)
     return output.getvalue()

@@ -13,24 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .limits import Allowance, KeyCheck, RefusedError
+
 _MARK = object()
 _DICTS = (dict, OrderedDict, defaultdict)
-# Parts of a key at most, counted as often as they are met.
-_KEY_PARTS = 10_000
-_KEY_DEPTH = 100
-# Different keys with one hash: each is compared with all others.
-_MOST_ALIKE = 64
-
-
-class RefusedError(ValueError):
-    """The pickle wants something that is not allowed.
-
-    ``name`` is what it names, where that is what was refused.
-    """
-
-    def __init__(self, message: str, name: str | None = None) -> None:
-        super().__init__(message)
-        self.name = name
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,71 +52,23 @@ def set_attributes(target: Any, state: Any) -> None:
                 target.__dict__[name] = value
 
 
-def check_key(key: Any) -> Any:
-    """Refuse what takes long to hash or compare, or has no end for the stack.
-
-    A tuple of 45 levels that holds each level twice has 2**45 parts, and Python's hash of a
-    tuple that is nested a million times overflows the stack.
-    """
-    if type(key) is str or (type(key) is int and -(2**64) < key < 2**64):
-        return key
-    found, left = 0, [(key, 0)]
-    while left:
-        part, depth = left.pop()
-        found += 1
-        if isinstance(part, (tuple, frozenset)):
-            found += len(part)
-            depth += 1
-            if found <= _KEY_PARTS:
-                left += [(inner, depth) for inner in part]
-        elif isinstance(part, slice):
-            left += [(inner, depth + 1) for inner in (part.start, part.stop, part.step)]
-        elif isinstance(part, int):
-            found += part.bit_length() // 64
-        if found > _KEY_PARTS or depth > _KEY_DEPTH:
-            raise RefusedError("a key has too many parts")
-    return key
-
-
-class KeyCheck:
-    """Looks at the keys of containers; of those that hash alike it lets through a few.
-
-    Texts and bytes hash at random. Of small numbers few hash alike; of tuples, large numbers
-    and the like as many as somebody wants.
-    """
-
-    def __init__(self) -> None:
-        self._alike: dict[int, list[Any]] = {}
-
-    def __call__(self, key: Any) -> Any:
-        """The key.
-
-        Raises:
-            RefusedError: It takes too long to hash, or is one of too many that hash alike.
-        """
-        kind = type(key)
-        if kind is str or kind is bytes or (kind is int and -(2**64) < key < 2**64):
-            return key
-        known = self._alike.setdefault(hash(check_key(key)), [])
-        if key not in known:
-            known.append(key)
-            if len(known) > _MOST_ALIKE:
-                raise RefusedError("too many of its keys have the same hash")
-        return key
-
-
 class Interpreter:
     """One run through one pickle.
 
     Args:
         find: What a name stands for. It raises :class:`RefusedError` for what is not allowed.
+        allowance: What calls may copy.
         persistent: Gives what a persistent id stands for.
     """
 
     def __init__(
-        self, find: Callable[[str], Allowed], persistent: Callable[[Any], Any] | None = None
+        self,
+        find: Callable[[str], Allowed],
+        allowance: Allowance,
+        persistent: Callable[[Any], Any] | None = None,
     ) -> None:
         self._find = find
+        self._allowance = allowance
         self._persistent = persistent
         self._allowed: dict[int, Allowed] = {}
         self._stack: list[Any] = []
@@ -187,17 +125,19 @@ class Interpreter:
             raise ValueError("a name that is no text")
         self._name(f"{module}.{name}")
 
-    def _callable(self, value: Any) -> Callable[..., Any]:
+    def _callable(self, value: Any, arguments: Any) -> Callable[..., Any]:
         allowed = self._allowed.get(id(value))
         if allowed is None or allowed.value is not value or allowed.call is None:
             raise RefusedError(f"{_shown(value)} may not be called")
+        if not allowed.trusted:
+            self._allowance.weigh(arguments)
         return allowed.call
 
     def _reduce(self, _: Any) -> None:
         arguments, function = self._pop(), self._pop()
         if type(arguments) is not tuple:
             raise ValueError("arguments that are no tuple")
-        self._stack.append(self._callable(function)(*arguments))
+        self._stack.append(self._callable(function, arguments)(*arguments))
 
     def _new(self, _: Any) -> None:
         self._make(self._pop(), {})
@@ -210,7 +150,7 @@ class Interpreter:
 
     def _make(self, arguments: Any, keywords: Mapping[str, Any]) -> None:
         kind = self._pop()
-        make = self._callable(kind)
+        make = self._callable(kind, arguments)
         if self._allowed[id(kind)].trusted and isinstance(kind, type):
             self._stack.append(kind.__new__(kind, *arguments, **keywords))
         else:
@@ -229,6 +169,8 @@ class Interpreter:
             allowed = found if found.value is kind else None
         if allowed is None or allowed.build is None:
             raise RefusedError(f"a {type(target).__name__} may not be given a state")
+        if not allowed.trusted:
+            self._allowance.weigh(state if type(state) is tuple else (state,))
         allowed.build(target, state)
 
     def _persist(self, _: Any) -> None:

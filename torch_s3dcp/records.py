@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import IO
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
@@ -16,6 +17,9 @@ _LOCAL = struct.Struct("<4s5H3I2H")
 _ENTRY = struct.Struct("<4s6H3I5H2I")
 _END = struct.Struct("<4s4H2IH")
 _END64, _LOCATOR = struct.Struct("<4sQ2H2I4Q"), 20
+_EXTRA = struct.Struct("<2H")
+# Instead of a number that does not fit into 32 bits; the field that holds it then.
+_LARGE, _ZIP64 = 2**32 - 1, 1
 _LOCAL_MARK, _ENTRY_MARK = b"PK\x03\x04", b"PK\x01\x02"
 _END_MARK, _END64_MARK = b"PK\x05\x06", b"PK\x06\x06"
 PICKLE = "data.pkl"
@@ -124,10 +128,12 @@ def _directory(data: memoryview) -> tuple[int, int, int]:
 def _record_at(data: memoryview, position: int, limit: int) -> tuple[str, memoryview, int]:
     """Name and content of what an entry of the directory describes; where the next one is."""
     entry = _ENTRY.unpack_from(data, position)
-    mark, method, crc, packed, size = entry[0], entry[4], entry[7], entry[8], entry[9]
-    name_length, extra, comment, header = entry[10], entry[11], entry[12], entry[16]
+    mark, method, crc = entry[0], entry[4], entry[7]
+    name_length, extra, comment = entry[10], entry[11], entry[12]
     begin = position + _ENTRY.size
     name = bytes(data[begin : begin + name_length]).decode()
+    more = data[begin + name_length : begin + name_length + extra]
+    size, packed, header = _large([entry[9], entry[8], entry[16]], more)
     if mark != _ENTRY_MARK or method or packed != size:
         raise ValueError(f"record {name!r} is compressed, or damaged")
     local = _LOCAL.unpack_from(data, header)
@@ -139,6 +145,25 @@ def _record_at(data: memoryview, position: int, limit: int) -> tuple[str, memory
     if crc and zlib.crc32(content) != crc:
         raise ValueError(f"record {name!r} does not match its CRC-32")
     return name, content, begin + name_length + extra + comment
+
+
+def _large(numbers: list[int], extra: memoryview) -> list[int]:
+    """The numbers of an entry, those from 4 GiB on as what follows its name says (zip64)."""
+    position = 0
+    while _LARGE in numbers and position + _EXTRA.size <= len(extra):
+        kind, length = _EXTRA.unpack_from(extra, position)
+        position += _EXTRA.size
+        if kind == _ZIP64:
+            values = _numbers(extra[position : position + length])
+            return [next(values) if number == _LARGE else number for number in numbers]
+        position += length
+    return numbers
+
+
+def _numbers(field: memoryview) -> Iterator[int]:
+    for (number,) in struct.iter_unpack("<Q", field):
+        yield number
+    raise ValueError("its directory is damaged")
 
 
 def _entries(name: str, content: bytes, position: int) -> tuple[bytes, bytes]:

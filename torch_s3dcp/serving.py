@@ -13,8 +13,8 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlanner, Read
 from ._torch import ExtensionRegistry
 from .allowed import SafeGlobal
 from .blobs import vetted
+from .decoding import copy_into, load_tensor, most_bytes, narrow, open_item, read_blob
 from .exceptions import InvalidCheckpointError, S3DCPError
-from .items import copy_into, load_tensor, most_bytes, narrow, open_item, read_blob
 from .plan import PlannedItem
 
 

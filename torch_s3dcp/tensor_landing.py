@@ -16,9 +16,9 @@ from torch.distributed.checkpoint.planner import ReadItem
 
 from .archive import LayoutError, parse_header
 from .checksums import ZIP_CRC
+from .decoding import copy_into, narrow
 from .filling import Target
 from .integrity import Level, joined
-from .items import copy_into, narrow
 from .landing import BLOCK_SIZE, Landing, Part, Serve
 from .layout import TensorLayout
 from .memory import (

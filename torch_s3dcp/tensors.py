@@ -11,15 +11,12 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
+from torch.serialization import LoadEndianness
 
-from .interpreter import Allowed, RefusedError, set_attributes
+from .interpreter import Allowed, set_attributes
+from .limits import Allowance, RefusedError, need
 
 _REBUILD = "torch._utils._rebuild_tensor_v2"
-
-
-def _need(good: bool, name: str) -> None:
-    if not good:
-        raise RefusedError(f"it makes a {name} of something unusual", name)
 
 
 class Memory:
@@ -28,8 +25,10 @@ class Memory:
     Saved anew as what it is, a storage would come back as a tensor.
     """
 
-    def __init__(self, flat: torch.Tensor, *, swapped: bool = False) -> None:
+    def __init__(self, flat: torch.Tensor, allowance: Allowance, *, swapped: bool = False) -> None:
         self.flat = flat
+        # For tensors that are copies.
+        self.allowance = allowance
         # Whether it came in another byte order.
         self.swapped = swapped
 
@@ -45,15 +44,23 @@ class Records(Protocol):
     def __contains__(self, name: str, /) -> bool: ...
 
 
+def _usual_order() -> str:
+    """The byte order of archives that do not say theirs, as ``torch.load`` has it."""
+    chosen = torch.serialization.get_default_load_endianness()
+    orders = {LoadEndianness.BIG: "big", LoadEndianness.NATIVE: sys.byteorder}
+    return "little" if chosen is None else orders.get(chosen, "little")
+
+
 class Storages:
     """The memory of tensors inside an item, by the ids that its pickle has for it."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, allowance: Allowance) -> None:
         self._records = records
-        order = bytes(records["byteorder"]) if "byteorder" in records else b"little"
-        if order not in (b"little", b"big"):
+        self._allowance = allowance
+        order = bytes(records["byteorder"]).decode() if "byteorder" in records else _usual_order()
+        if order not in ("little", "big"):
             raise ValueError(f"unknown byte order {order[:20]!r}")
-        self._swapped = order.decode() != sys.byteorder
+        self._swapped = order != sys.byteorder
         self._known: dict[str, torch.Tensor] = {}
 
     def __call__(self, pid: Any) -> Memory:
@@ -68,7 +75,7 @@ class Storages:
         flat = self._known[key]
         if len(flat) != count * dtype.itemsize:
             raise ValueError(f"storage {key} has another size than the item says")
-        return Memory(flat.view(dtype), swapped=self._swapped)
+        return Memory(flat.view(dtype), self._allowance, swapped=self._swapped)
 
     def _read(self, key: str, dtype: torch.dtype) -> torch.Tensor:
         memory = self._records[f"data/{key}"]
@@ -90,11 +97,11 @@ def _tensor(
     _: Any = None,
     flags: Any = None,
 ) -> torch.Tensor:
-    _need(type(memory) is Memory, _REBUILD)
+    need(type(memory) is Memory, _REBUILD)
     # Raises for what lies outside of the memory.
     view: torch.Tensor = memory.flat.as_strided(size, stride, offset)
     # What is to be negated or conjugated when it is looked at.
-    _need(flags is None or (type(flags) is dict and set(flags) <= {"conj", "neg"}), _REBUILD)
+    need(flags is None or (type(flags) is dict and set(flags) <= {"conj", "neg"}), _REBUILD)
     if flags and flags.get("conj"):
         view = view.conj()
     if flags and flags.get("neg"):
@@ -103,16 +110,17 @@ def _tensor(
 
 
 def _tensor_v3(memory: Any, *rest: Any) -> torch.Tensor:
-    _need(type(memory) is Memory and len(rest) >= 6, _REBUILD)
-    _need(isinstance(rest[5], torch.dtype), _REBUILD)
+    need(type(memory) is Memory and len(rest) >= 6, _REBUILD)
+    need(isinstance(rest[5], torch.dtype), _REBUILD)
     # Its storage does not say how wide its numbers are, so they are not swapped.
-    _need(not memory.swapped or rest[5].itemsize == 1, _REBUILD)
+    need(not memory.swapped or rest[5].itemsize == 1, _REBUILD)
     offset, size, stride, grad, _, dtype, *flags = rest
-    return _tensor(Memory(memory.flat.view(dtype)), offset, size, stride, grad, None, *flags[:1])
+    typed = Memory(memory.flat.view(dtype), memory.allowance)
+    return _tensor(typed, offset, size, stride, grad, None, *flags[:1])
 
 
 def _parameter(data: Any, requires_grad: Any = True, *_: Any) -> torch.nn.Parameter:
-    _need(isinstance(data, torch.Tensor), "torch._utils._rebuild_parameter")
+    need(isinstance(data, torch.Tensor), "torch._utils._rebuild_parameter")
     return torch.nn.Parameter(data, bool(requires_grad))
 
 
@@ -126,17 +134,17 @@ def _set_state(tensor: torch.Tensor, state: Any) -> None:
     """Attributes that somebody gave a tensor; none that a tensor has by itself."""
     attributes = state[0] if type(state) is tuple and len(state) == 2 else state
     slots = state[1] if type(state) is tuple and len(state) == 2 else None
-    _need(type(attributes) in (dict, type(None)) and not slots, "torch.Tensor")
+    need(type(attributes) in (dict, type(None)) and not slots, "torch.Tensor")
     for name in attributes or {}:
-        _need(type(name) is str and not hasattr(type(tensor), name), "torch.Tensor")
+        need(type(name) is str and not hasattr(type(tensor), name), "torch.Tensor")
     set_attributes(tensor, attributes)
 
 
 def _from_type(rebuild: Any, kind: Any, arguments: Any, state: Any) -> torch.Tensor:
     """A tensor of a class that was allowed, or one with attributes."""
     # Functions of this module only: what the names stand for.
-    _need(any(rebuild is known for known in _CALLS.values()), "torch._tensor._rebuild_from_type_v2")
-    _need(isinstance(kind, type) and issubclass(kind, torch.Tensor), "torch.Tensor")
+    need(any(rebuild is known for known in _CALLS.values()), "torch._tensor._rebuild_from_type_v2")
+    need(isinstance(kind, type) and issubclass(kind, torch.Tensor), "torch.Tensor")
     made: torch.Tensor = rebuild(*arguments)
     if type(made) is not kind:
         made = made.as_subclass(kind)
@@ -152,7 +160,7 @@ def _from_type(rebuild: Any, kind: Any, arguments: Any, state: Any) -> torch.Ten
 
 def _wrapper(kind: Any, *rest: Any) -> torch.Tensor:
     """A tensor without memory, of a class that was allowed."""
-    _need(isinstance(kind, type) and issubclass(kind, torch.Tensor), "torch.Tensor")
+    need(isinstance(kind, type) and issubclass(kind, torch.Tensor), "torch.Tensor")
     made: torch.Tensor = torch._utils._rebuild_wrapper_subclass(kind, *rest)  # type: ignore[no-untyped-call]
     return made
 
@@ -161,9 +169,9 @@ _QUANTISED = "torch._utils._rebuild_qtensor"
 _QSCHEMES = (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
 
 
-def _need_own(part: torch.Tensor) -> None:
+def _check_own(part: torch.Tensor) -> None:
     """No element twice: it is copied or gone through, and its size is the pickle's word."""
-    _need(part.numel() * part.itemsize <= part.untyped_storage().nbytes(), _REBUILD)
+    need(part.numel() * part.itemsize <= part.untyped_storage().nbytes(), _REBUILD)
 
 
 def _quantised(
@@ -176,21 +184,22 @@ def _quantised(
     _: Any = None,
 ) -> torch.Tensor:
     numbers = _tensor(memory, offset, size, stride)
-    _need_own(numbers)
-    _need(type(quantiser) is tuple and len(quantiser) in (3, 4), _QUANTISED)
+    _check_own(numbers)
+    memory.allowance.spend(numbers.nbytes)
+    need(type(quantiser) is tuple and len(quantiser) in (3, 4), _QUANTISED)
     scheme, *how = quantiser
     make: Any
     if scheme == torch.per_tensor_affine and len(how) == 2:
-        _need(type(how[0]) in (int, float) and type(how[1]) is int, _QUANTISED)
+        need(type(how[0]) in (int, float) and type(how[1]) is int, _QUANTISED)
         make = torch._make_per_tensor_quantized_tensor
     else:
-        _need(scheme in _QSCHEMES and len(how) == 3, _QUANTISED)
+        need(scheme in _QSCHEMES and len(how) == 3, _QUANTISED)
         scales, zeros, axis = how
-        _need(type(axis) is int and 0 <= axis < numbers.dim(), _QUANTISED)
+        need(type(axis) is int and 0 <= axis < numbers.dim(), _QUANTISED)
         for one in (scales, zeros):
             shape = one.shape if isinstance(one, torch.Tensor) else None
-            _need(shape == (numbers.shape[axis],), _QUANTISED)
-            _need_own(one)
+            need(shape == (numbers.shape[axis],), _QUANTISED)
+            _check_own(one)
         make = torch._make_per_channel_quantized_tensor
     made: torch.Tensor = make(numbers, *how)
     return made.requires_grad_(bool(grad)) if grad else made
@@ -201,11 +210,11 @@ _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.spars
 
 
 def _sparse(layout: Any, data: Any) -> torch.Tensor:
-    _need(type(data) is tuple and len(data) in (3, 4), _SPARSE)
+    need(type(data) is tuple and len(data) in (3, 4), _SPARSE)
     made: torch.Tensor
     for one in data:
         if isinstance(one, torch.Tensor):
-            _need_own(one)
+            _check_own(one)
     # All indices are checked: others would reach beyond the values.
     if layout is torch.sparse_coo:
         indices, values, size, *more = data
@@ -214,7 +223,7 @@ def _sparse(layout: Any, data: Any) -> torch.Tensor:
             indices, values, size, check_invariants=True, is_coalesced=known
         )
     else:
-        _need(layout in _COMPRESSED and len(data) == 4, _SPARSE)
+        need(layout in _COMPRESSED and len(data) == 4, _SPARSE)
         made = torch.sparse_compressed_tensor(*data, layout=layout, check_invariants=True)
     return made
 

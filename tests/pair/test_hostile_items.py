@@ -21,8 +21,9 @@ from torch.distributed.checkpoint.metadata import (
 from campaigns._gadgets import archive
 from campaigns._unmarked import alike_numbers, alike_tuples, archives_that_allocate
 from torch_s3dcp.blobs import vetted
+from torch_s3dcp.decoding import load_tensor, most_bytes, open_item
 from torch_s3dcp.exceptions import InvalidCheckpointError
-from torch_s3dcp.items import load_tensor, most_bytes, open_item, serialize_bytes
+from torch_s3dcp.items import serialize_bytes
 from torch_s3dcp.records import archive_of
 
 # 45 levels that each hold the one below twice; 200,000 levels of one.

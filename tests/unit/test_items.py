@@ -14,13 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.checkpoint._extension import ExtensionRegistry, ZStandard
 
+from torch_s3dcp.decoding import copy_into, load_tensor, narrow, open_item
 from torch_s3dcp.exceptions import InvalidCheckpointError, S3DCPError, SizeMismatchError
 from torch_s3dcp.items import (
-    copy_into,
     descriptors_of,
-    load_tensor,
-    narrow,
-    open_item,
     serialize_bytes,
     serialize_tensor,
     to_stored_form,

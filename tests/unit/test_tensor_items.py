@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from torch_s3dcp.blobs import vetted
+from torch_s3dcp.decoding import load_tensor
 from torch_s3dcp.exceptions import InvalidCheckpointError
-from torch_s3dcp.items import load_tensor
 
 
 def changed(value: Any, record: str, content: bytes) -> bytes:

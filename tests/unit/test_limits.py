@@ -1,0 +1,176 @@
+"""What a pickle may take: its own bytes some times, never more than that on its word."""
+
+from __future__ import annotations
+
+import collections
+import io
+import pickle
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from campaigns._gadgets import archive
+from torch_s3dcp.blobs import vetted
+from torch_s3dcp.decoding import copy_into, load_tensor, narrow
+from torch_s3dcp.exceptions import InvalidCheckpointError
+from torch_s3dcp.limits import Allowance, RefusedError
+
+MIB = 2**20
+
+
+def text(size: int) -> bytes:
+    """Pushes a text and remembers it as number 0."""
+    return b"X" + size.to_bytes(4, "little") + b"a" * size + b"q\0"
+
+
+def encoded(size: int) -> tuple[bytes, bytes]:
+    first = b"c_codecs\nencode\nq\1" + text(size) + b"X\6\0\0\0latin1q\2"
+    return first + b"\x86R", b"h\1h\0h\2\x86R"
+
+
+def in_bytearrays(size: int) -> tuple[bytes, bytes]:
+    first, _ = encoded(size)
+    return first + b"q\3cbuiltins\nbytearray\nq\4h\3\x85R", b"h\4h\3\x85R"
+
+
+def in_paths(size: int) -> tuple[bytes, bytes]:
+    return b"cpathlib\nPurePosixPath\nq\1" + text(size) + b"\x85R", b"h\1h\0\x85R"
+
+
+def in_attributes(size: int) -> tuple[bytes, bytes]:
+    items = b"".join(b"X\6\0\0\0%06dK\1" % number for number in range(size // 16))
+    first = b"cargparse\nNamespace\nq\1)R}q\0(" + items + b"ub"
+    return first, b"h\1)Rh\0b"
+
+
+def in_sets(size: int) -> tuple[bytes, bytes]:
+    items = b"".join(b"M" + (number % 2**16).to_bytes(2, "little") for number in range(size // 3))
+    return b"cbuiltins\nset\nq\1](" + items + b"eq\0\x85R", b"h\1h\0\x85R"
+
+
+def in_arrays(size: int) -> tuple[bytes, bytes]:
+    made, _ = encoded(size)
+    # Remembers what it makes as numbers 0 to 5.
+    dtype = pickle.dumps(np.dtype("u1"), 2)[2:-1]
+    build = b"cnumpy.core.multiarray\n_reconstruct\nqAcnumpy\nndarray\nqBK\0\x85C\1b\x87R"
+    shape = b"J" + size.to_bytes(4, "little") + b"\x85"
+    # The state is made once, and given to every array.
+    first = made + b"qC" + build + b"(K\1" + shape + dtype + b"\x89hCtqDb"
+    return first, b"hAhBK\0\x85C\1b\x87RhDb"
+
+
+@pytest.mark.parametrize(
+    "form", [encoded, in_bytearrays, in_paths, in_attributes, in_sets, in_arrays]
+)
+def test_what_an_item_repeats_is_counted(form: Callable[[int], tuple[bytes, bytes]]) -> None:
+    first, again = form(MIB)
+    few = archive(b"\x80\2](" + first + again * 3 + b"e.")
+    value = torch.load(io.BytesIO(vetted(few)), weights_only=False)
+    assert len(value) in (4, 5)
+    with pytest.raises(InvalidCheckpointError, match="far more than its"):
+        vetted(archive(b"\x80\2](" + first + again * 2_000_000 + b"e."))
+
+
+def test_quantised_tensors_over_one_storage_are_counted() -> None:
+    class Call:
+        def __init__(self, *made: Any) -> None:
+            self.made = made
+
+        def __reduce__(self) -> Any:
+            return self.made
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, one: Any) -> Any:
+            return one if type(one) is tuple and one[:1] == ("storage",) else None
+
+    def saved(count: int) -> bytes:
+        storage = ("storage", torch.QInt8Storage, "0", "cpu", MIB)
+        how = (torch.per_tensor_affine, 1.0, 0)
+        made = (storage, 0, (MIB,), (1,), how, False, {})
+        output, file = io.BytesIO(), io.BytesIO()
+        Pickler(output, 2).dump([Call(torch._utils._rebuild_qtensor, made) for _ in range(count)])
+        with zipfile.ZipFile(file, "w") as new:
+            new.writestr("archive/data.pkl", output.getvalue())
+            new.writestr("archive/data/0", bytes(MIB))
+        return file.getvalue()
+
+    vetted(saved(8))
+    with pytest.raises(InvalidCheckpointError, match="far more than its"):
+        vetted(saved(300))
+
+
+def test_usual_values_are_far_from_it() -> None:
+    shared = np.arange(4 * MIB // 8)
+    values = [shared.copy() for _ in range(40)], [shared] * 1000, [bytes(MIB)] * 1000
+    tensors = [torch.zeros(MIB)] * 1000 + [torch.zeros(1).expand(2**40)]
+    named = [collections.OrderedDict(zip("abc", range(3), strict=True)) for _ in range(10_000)]
+    output = io.BytesIO()
+    torch.save((values, tensors, named), output)
+    found = torch.load(io.BytesIO(vetted(output.getvalue())), weights_only=False)
+    assert found[2] == named
+    assert np.array_equal(found[0][0][39], shared)
+
+
+def test_nothing_is_made_beyond_an_allowance() -> None:
+    allowance = Allowance(1000)
+    allowance.weigh(("abc", [1, 2, 3], ((b"x" * 1000,), None), 17))
+    with pytest.raises(RefusedError, match="its 1000 bytes"):
+        allowance.spend(2**28 + 8000)
+
+
+KINDS: dict[str, Callable[[], torch.Tensor]] = {
+    "dense": lambda: torch.ones(4, 4),
+    "meta": lambda: torch.ones(4, 4, device="meta"),
+    "sparse": lambda: torch.eye(4).to_sparse(),
+    "compressed": lambda: torch.eye(4).to_sparse_csr(),
+    "quantised": lambda: torch.quantize_per_tensor(torch.ones(4, 4), 0.1, 0, torch.qint8),
+    "bits": lambda: torch.ones(4, 4, dtype=torch.uint8).view(torch.bits8),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("stored", sorted(set(KINDS) - {"dense"}))
+def test_what_torch_cannot_copy_is_said_to_be_of_another_kind(stored: str) -> None:
+    source, target = KINDS[stored](), torch.zeros(4, 4)
+    with pytest.raises(InvalidCheckpointError, match=r"loaded into one that is torch\.float32,"):
+        copy_into(target, source)
+    assert not target.any()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"compressed"}))
+def test_each_kind_is_copied_into_its_own(kind: str) -> None:
+    source, target = KINDS[kind](), KINDS[kind]()
+    copy_into(target, source)
+    assert target.dtype == source.dtype
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_no_part_of_a_compressed_tensor_can_be_taken() -> None:
+    whole = KINDS["compressed"]()
+    assert narrow(whole, [0, 0], [4, 4]) is whole
+    with pytest.raises(InvalidCheckpointError, match="sparse_csr, of which no part"):
+        narrow(whole, [0, 0], [2, 4])
+
+
+def test_archives_without_a_byte_order_are_read_as_torch_reads_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    saved, plain = io.BytesIO(), io.BytesIO()
+    torch.save(torch.arange(4), saved)
+    with zipfile.ZipFile(saved) as old, zipfile.ZipFile(plain, "w") as new:
+        for name in old.namelist():
+            if not name.endswith("byteorder"):
+                new.writestr(name, old.read(name))
+    for order in (None, *torch.serialization.LoadEndianness):
+        torch.serialization.set_default_load_endianness(order)
+        try:
+            plain.seek(0)
+            expected = torch.load(plain, weights_only=True)
+            assert torch.equal(load_tensor(plain), expected)
+        finally:
+            torch.serialization.set_default_load_endianness(None)

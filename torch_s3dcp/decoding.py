@@ -1,0 +1,231 @@
+"""Stored items to tensors and blobs, and tensors into the memory of a load.
+
+No code of an item runs here, and none takes more memory than its bytes account for.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import torch
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from ._torch import ExtensionRegistry, StreamTransformExtension
+from .allowed import SafeGlobal
+from .exceptions import InvalidCheckpointError, S3DCPError, SizeMismatchError
+from .limits import RefusedError
+from .pickles import check_sizes
+from .records import RecordFile
+from .unpickling import pickle_in, value_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+# Archives up to this size are read in one piece.
+_READ_AT_ONCE = 2**20
+
+
+def open_item(
+    view: IO[bytes],
+    descriptors: Iterable[str],
+    registry: ExtensionRegistry,
+    limit: int | None = None,
+) -> IO[bytes]:
+    """Undo the transformations that an item was stored with.
+
+    Args:
+        limit: Bytes that it may decode to, see :func:`most_bytes`; None: as many as it likes.
+
+    Raises:
+        InvalidCheckpointError: An extension is unknown here, or not installed. From reading: it
+            decodes to more.
+    """
+    names = list(descriptors)
+    try:
+        extensions = registry.from_descriptor_list(names)
+    except ValueError as error:
+        raise InvalidCheckpointError(
+            f"the item was stored through an extension of {names} that is not available: {error}; "
+            "install it, or pass an extension registry that knows it"
+        ) from error
+    for extension in extensions:
+        if isinstance(extension, StreamTransformExtension):
+            view = extension.transform_from(view)
+            if limit is not None:
+                view = cast("IO[bytes]", _Limited(view, limit))
+    return view
+
+
+def load_tensor(
+    item: IO[bytes], safe_globals: Sequence[SafeGlobal] = (), *, trusted: bool = False
+) -> torch.Tensor:
+    """Decode a stored tensor onto the CPU. Runs no code from the item.
+
+    Args:
+        safe_globals: What it may name beyond ``allowed``.
+        trusted: ``torch.load(weights_only=True)`` decodes it, which believes sizes.
+
+    Raises:
+        InvalidCheckpointError: The bytes are not a stored tensor, or name what is not allowed.
+    """
+    with _decoding("tensor"):
+        file = item if item.seekable() else io.BytesIO(item.read(-1))
+        if trusted:
+            value = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            value = _decoded(file, safe_globals)
+    if not isinstance(value, torch.Tensor):
+        raise InvalidCheckpointError(f"the item holds a {type(value).__name__}, not a tensor")
+    return value
+
+
+def _decoded(file: IO[bytes], safe_globals: Sequence[SafeGlobal]) -> Any:
+    """The value in an archive; its storages take no more memory than the archive has bytes."""
+    size = file.seek(0, 2)
+    if size <= _READ_AT_ONCE or not hasattr(file, "readinto"):
+        file.seek(0)
+        file = io.BytesIO(file.read(-1))
+    records = RecordFile(file)
+    pickled = pickle_in(records)
+    check_sizes(pickled)
+    return value_of(pickled, records, size, safe_globals)
+
+
+class _Limited(io.RawIOBase):
+    """What an extension decodes, as long as it is no more than a number of bytes."""
+
+    def __init__(self, source: IO[bytes], limit: int) -> None:
+        self._source = source
+        self._left = self._limit = limit
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        target = memoryview(buffer).cast("B")
+        data = self._source.read(min(len(target), self._left + 1))
+        self._left -= len(data)
+        if self._left < 0:
+            raise InvalidCheckpointError(
+                f"the stored item decodes to more than the {self._limit} bytes that the metadata "
+                "accounts for"
+            )
+        target[: len(data)] = data
+        return len(data)
+
+
+def most_bytes(about: Any) -> int | None:
+    """Bytes that a stored part of a tensor can take at most; None: nobody can know.
+
+    Args:
+        about: What the metadata's ``state_dict_metadata`` says of it.
+    """
+    if not isinstance(about, TensorStorageMetadata):
+        return None
+    numbers = max((chunk.sizes.numel() for chunk in about.chunks), default=0)
+    # Room for a class of its own, which may keep more than one value for each.
+    each = 2 * about.properties.dtype.itemsize + 16
+    if about.properties.layout is not torch.strided:
+        each += 8 * (len(about.size) + 1)
+    return numbers * each + _READ_AT_ONCE
+
+
+def read_blob(item: IO[bytes]) -> bytes:
+    """All bytes of an item that is not a tensor.
+
+    Raises:
+        InvalidCheckpointError: An extension cannot decode them.
+    """
+    with _decoding("item"):
+        return item.read(-1)
+
+
+@contextmanager
+def _decoding(what: str) -> Iterator[None]:
+    """Damaged bytes may raise nearly anything, from torch or from an extension."""
+    try:
+        yield
+    except (S3DCPError, OSError):
+        raise
+    except Exception as error:
+        raise InvalidCheckpointError(
+            f"the stored {what} cannot be decoded: {type(error).__name__}: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, without torch's advice to load with ``weights_only=False``."""
+    refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+    name = error.name if isinstance(error, RefusedError) else refused and refused[1]
+    if name:
+        return (
+            f"it holds a {name}, and loading that could run code; if you trust it, allow "
+            "it with torch.serialization.add_safe_globals"
+        )
+    return str(error).partition("\n")[0].partition("This file can still be loaded")[0].strip()
+
+
+def narrow(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
+    """The part of a tensor that begins at ``offsets`` and has shape ``lengths``; a view.
+
+    Raises:
+        SizeMismatchError: The tensor has no such part.
+        InvalidCheckpointError: It is of a kind of which torch can take no part.
+    """
+    places = zip(offsets, lengths, tensor.size(), strict=False)
+    alike = len(offsets) == len(lengths) == tensor.dim()
+    if not alike or any(not 0 <= start <= start + size <= end for start, size, end in places):
+        raise SizeMismatchError(
+            f"the stored part has shape {list(tensor.size())}, the load wants {list(lengths)} of "
+            f"it from {list(offsets)} on; give a state dict with the shapes of the checkpoint"
+        )
+    try:
+        for dim, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
+            if length < tensor.size(dim):
+                tensor = tensor.narrow(dim, offset, length)
+    except RuntimeError as error:
+        raise InvalidCheckpointError(
+            f"the stored tensor is {_kind(tensor)}, of which no part can be taken; load all of it"
+        ) from error
+    return tensor
+
+
+def copy_into(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copy, casting and moving between devices as needed; never recorded by autograd.
+
+    Raises:
+        SizeMismatchError: The shapes differ.
+        InvalidCheckpointError: torch cannot copy tensors of the stored kind into such a one.
+    """
+    if target.size() != source.size():
+        raise SizeMismatchError(
+            f"the stored part has shape {list(source.size())}, the load wants "
+            f"{list(target.size())}; give a state dict with the shapes of the checkpoint"
+        )
+    # A detached quantised tensor has a quantiser of its own: the scale that comes with the
+    # values would be lost. Such tensors have no gradient that detaching could protect.
+    own = target if target.is_quantized else target.detach()
+    try:
+        own.copy_(source)
+    except RuntimeError as error:
+        # Not every kind can be copied into every other; with memory it has nothing to do then.
+        if _kind(target) == _kind(source) or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise InvalidCheckpointError(
+            f"the stored tensor is {_kind(source)}, and cannot be loaded into one that is "
+            f"{_kind(target)}; give a state dict with tensors of the kind that was saved"
+        ) from error
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """What decides into what a tensor can be copied, to be shown."""
+    about = [str(tensor.dtype), str(tensor.layout)]
+    if tensor.is_quantized:
+        about.append(str(tensor.qscheme()))
+    if tensor.is_meta:
+        about.append("without data, on the meta device")
+    return ", ".join(about)

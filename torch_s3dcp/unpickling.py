@@ -1,0 +1,44 @@
+"""The value in an archive of ``torch.save``, without running code of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .allowed import SafeGlobal, allowed_names
+from .interpreter import Interpreter
+from .limits import Allowance, RefusedError
+from .records import PICKLE
+from .tensors import Records, Storages
+
+
+def pickle_in(records: Records) -> bytes:
+    """The archive's pickle.
+
+    Raises:
+        RefusedError: The archive is one of TorchScript, which holds code.
+        ValueError: There is none.
+    """
+    if "constants.pkl" in records:
+        raise RefusedError("it is a TorchScript archive, which holds code")
+    return bytes(records[PICKLE])
+
+
+def value_of(
+    pickled: bytes, records: Records, size: int, safe_globals: Sequence[SafeGlobal]
+) -> Any:
+    """What a pickle makes. Its storages take no more memory than the archive has bytes.
+
+    Args:
+        pickled: A pickle whose sizes were looked at, see :func:`pickles.check_sizes`.
+        records: Those of the archive that it is in.
+        size: Bytes of the archive.
+        safe_globals: What it may name beyond ``allowed``.
+
+    Raises:
+        RefusedError: It wants something that is not allowed. Damaged ones may raise nearly
+            anything.
+    """
+    allowance = Allowance(size)
+    storages = Storages(records, allowance)
+    return Interpreter(allowed_names(safe_globals), allowance, storages).load(pickled)
