@@ -79,8 +79,11 @@ def _of_numbers(make: Callable[..., Any]) -> Callable[..., Any]:
     """Something of a fixed size, made of numbers and text."""
 
     def call(*arguments: Any) -> Any:
-        small = (int, float, bool, str, bytes, type(None), datetime.timedelta, datetime.timezone)
-        need(all(type(argument) in small for argument in arguments), str(make))
+        small = (int, float, bool, str, bytes, type(None), datetime.timedelta)
+        for argument in arguments:
+            # Zones of other classes are there only if the user allowed these.
+            known = type(argument) in small or isinstance(argument, datetime.tzinfo)
+            need(known, _full_name(make))
         return make(*arguments)
 
     return call
@@ -135,6 +138,8 @@ def _classes() -> dict[str, Allowed]:
         "builtins.range": Allowed(range, _of_numbers(range)),
         **{f"builtins.{kind.__name__}": Allowed(kind) for kind in (*_FACTORIES[:2], int, float)},
         "builtins.str": Allowed(str),
+        # The interpreter looks at what is asked of whom.
+        "builtins.getattr": Allowed(getattr),
         "builtins.bool": Allowed(bool),
         "builtins.tuple": Allowed(tuple),
         "collections.OrderedDict": Allowed(

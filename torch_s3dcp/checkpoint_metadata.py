@@ -212,6 +212,8 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch.serialization", "_get_layout"): _layout,
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "getattr"): _member,
+    # As protocols before 3 call it.
+    ("__builtin__", "getattr"): _member,
     **{
         (module, name): _path
         for module in ("pathlib", "pathlib._local")

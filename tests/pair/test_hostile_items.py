@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import enum
 import io
 import struct
 import sys
@@ -141,6 +142,72 @@ def test_nobody_is_advised_to_allow_what_allows_all(name: str) -> None:
     pickled = b"\x80\x02c" + f"{module}\n{attribute}\n".encode() + b")R."
     with pytest.raises(InvalidCheckpointError) as caught:
         vetted(archive_of(pickled))
+    assert "trust_checkpoint" in str(caught.value)
+    assert "safe_globals" not in str(caught.value)
+
+
+class Owner(enum.Enum):
+    ONE = 1
+
+    @classmethod
+    def made(cls) -> str:
+        return "made"
+
+
+class Other:
+    kept = (1,)
+
+    @classmethod
+    def made(cls) -> str:
+        return "made"
+
+    @staticmethod
+    def plain() -> str:
+        return "plain"
+
+
+def got(owner: type, attribute: str, call: bytes = b"") -> bytes:
+    asked = name("builtins", "getattr") + name(__name__, owner.__name__) + text(attribute)
+    return archive(b"\x80\2" + asked + b"\x86R" + call + b".")
+
+
+def test_what_is_got_by_getattr_is_of_allowed_classes() -> None:
+    for data, expected in (
+        (got(Owner, "ONE"), Owner.ONE),
+        (got(Other, "made", b")R"), "made"),
+        (got(Owner, "made", b")R"), "made"),
+    ):
+        with pytest.raises(InvalidCheckpointError, match=f"{__name__}.O"):
+            vetted(data)
+        found = vetted(data, [Owner, Other])
+        assert torch.load(io.BytesIO(found), weights_only=False) == expected
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        got(Owner, "__class__"),
+        got(Owner, "TWO"),
+        got(Other, "plain"),
+        got(Other, "kept"),
+        got(Other, "mro"),
+        got(Other, "__init_subclass__"),
+        got(Other, "__subclasses__"),
+        archive(b"\x80\2" + name("builtins", "getattr") + text("a") + text("join") + b"\x86R."),
+        archive(
+            b"\x80\2"
+            + name("builtins", "getattr")
+            + name("builtins", "str")
+            + text("maketrans")
+            + b"\x86R."
+        ),
+        archive(b"\x80\2" + name("builtins", "getattr") + b")R."),
+        archive(b"\x80\2" + name("builtins", "getattr") + b")\x81."),
+    ],
+)
+def test_nothing_else_is_got_by_getattr(data: bytes) -> None:
+    with pytest.raises(InvalidCheckpointError) as caught:
+        vetted(data, [Owner, Other])
     assert "trust_checkpoint" in str(caught.value)
     assert "safe_globals" not in str(caught.value)
 

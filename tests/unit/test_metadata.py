@@ -442,11 +442,12 @@ class _EarlyPickler(pickle.Pickler):
         return NotImplemented
 
 
-def test_members_are_found_as_early_pythons_name_them() -> None:
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_members_are_found_as_early_pythons_name_them(protocol: int) -> None:
     about = TensorStorageMetadata(TensorProperties(), torch.Size([2]), [])
     metadata = Metadata({"x": about}, None, {})
     output = io.BytesIO()
-    _EarlyPickler(output).dump(metadata)
+    _EarlyPickler(output, protocol).dump(metadata)
     assert b"getattr" in output.getvalue()
     assert load_metadata(output.getvalue()) == metadata
     assert b"getattr" not in dump_metadata(metadata)
