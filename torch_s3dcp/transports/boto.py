@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from botocore.exceptions import ClientError
-from botocore.response import StreamingBody
 from s3transfer.exceptions import S3CopyFailedError
 
 from ..checksums import CRC64, Checksum, combinable
@@ -19,10 +18,9 @@ from ..exceptions import (
     ObjectNotFoundError,
     PreconditionFailedError,
     StorageError,
-    TruncatedObjectError,
 )
 from ..parts import part_size_for
-from .answers import AnswerBody, changed, checked_body, info_of
+from .answers import changed, info_of
 from .clients import Client, client_for, part_uploader, patient_uploader, uploader_for
 from .contract import (
     CopiedRange,
@@ -30,15 +28,12 @@ from .contract import (
     ObjectBody,
     ObjectInfo,
     Uploaded,
-    check_span,
-    too_short,
 )
 from .deleting import delete_objects
-from .effort import Effort, joined
 from .errors import translated
 from .options import copied_from, copying, opening, payer, storing
+from .reading import Reading
 from .sending import Target
-from .signed import AskAgain
 from .source import StreamSource, block_source
 from .uploading import Uploader
 
@@ -46,8 +41,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client as Boto3S3Client
 
 _log = logging.getLogger(__name__)
-# urllib3 takes new memory for all that it is asked for, and copies from there.
-_COPIED_STEP = 1024 * 1024
 # Larger objects are copied in parts, several at a time. S3 itself would allow 5 GiB.
 LARGEST_SINGLE_COPY = 1024**3
 # A stream of unknown length cannot choose its part size by its length: with parts of 66 MiB
@@ -95,9 +88,7 @@ class BotoTransport:
             connections.reconnect()
 
     def head(self, bucket: str, key: str) -> ObjectInfo:
-        with translated("HeadObject", bucket, key):
-            answer = self._insisting.head_object(Bucket=bucket, Key=key, **opening(self.config))
-        return info_of(bucket, key, answer, answer["ContentLength"])
+        return self._reading().head(bucket, key)
 
     def get(
         self,
@@ -108,82 +99,10 @@ class BotoTransport:
         *,
         if_match: str | None = None,
     ) -> ObjectBody:
-        check_span(start, end)
-        if start == end:
-            return self._nothing(bucket, key, start, if_match)
-        with joined(self._client().limits) as effort:
-            retries = 0
-            if end is not None and if_match is not None:
-                try:
-                    signed = self._get_signed(effort, bucket, key, start, end, if_match)
-                    if signed is not None:
-                        return signed
-                except AskAgain:
-                    retries = 1
-            found = self._get(bucket, key, start, end, if_match)
-            found.retries += retries
-            return found
+        return self._reading().get(bucket, key, start, end, if_match)
 
-    def _get(
-        self, bucket: str, key: str, start: int, end: int | None, if_match: str | None
-    ) -> ObjectBody:
-        """A range, through botocore."""
-        options = opening(self.config)
-        if start or end is not None:
-            options["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-        else:
-            options["ChecksumMode"] = "ENABLED"
-        if if_match is not None:
-            options["IfMatch"] = if_match
-        span = None if end is None else (start, end)
-        try:
-            with translated("GetObject", bucket, key, span):
-                answer = self._insisting.get_object(Bucket=bucket, Key=key, **options)
-        except PreconditionFailedError as error:
-            raise changed(bucket, key) from error
-        except TruncatedObjectError:
-            if end is not None:
-                raise
-            # "All from the end on" is nothing; to HTTP it is an error.
-            return self._nothing(bucket, key, start, if_match)
-        body = AnswerBody(answer["Body"], bucket, key, whole="Range" not in options)
-        body.step = None if self._client().in_place else _COPIED_STEP
-        found = checked_body(answer, body, bucket, key, start, end, if_match)
-        found.retries = answer["ResponseMetadata"].get("RetryAttempts", 0)
-        return found
-
-    def _get_signed(
-        self, effort: Effort, bucket: str, key: str, start: int, end: int, etag: str
-    ) -> ObjectBody | None:
-        """The short way for a further range of an object; None where it does not lead there.
-
-        Raises:
-            AskAgain: It failed; ask in the ordinary way, with what is left of the effort.
-        """
-        ranges = self._client().ranges
-        # What it brings as an error says little: never the last try.
-        if ranges is None or effort.failures + 1 >= effort.limits.attempts:
-            return None
-        with translated("GetObject", bucket, key, (start, end)):
-            try:
-                with effort.working():
-                    answer = ranges.get(bucket, key, start, end, etag)
-            except AskAgain as again:
-                if again.kind and not effort.failed(again.kind, again.error):
-                    raise again.error from None
-                raise
-        if answer is None:
-            return None
-        # What SignedRanges gives is exactly what was asked for.
-        about = {
-            "ETag": answer.headers.get("ETag"),
-            "ContentLength": end - start,
-            "ContentRange": answer.headers.get("Content-Range"),
-            "ResponseMetadata": {"HTTPStatusCode": answer.status},
-        }
-        stream = StreamingBody(cast("Any", answer.body), end - start)
-        body = AnswerBody(stream, bucket, key, whole=False)
-        return checked_body(about, body, bucket, key, start, end, etag)
+    def _reading(self) -> Reading:
+        return Reading(self._client(), self.config)
 
     def put(
         self,
@@ -381,15 +300,6 @@ class BotoTransport:
                 raise
             _log.warning("%s knows no conditional writes; writing without", bucket)
             return self._insisting.put_object(Bucket=bucket, Key=key, Body=data, **options)
-
-    def _nothing(self, bucket: str, key: str, at: int, if_match: str | None) -> ObjectBody:
-        """An empty range cannot be written as an HTTP range."""
-        info = self.head(bucket, key)
-        if if_match is not None and info.etag not in (None, if_match):
-            raise changed(bucket, key)
-        if at > info.size:
-            raise too_short(info, at, at)
-        return ObjectBody(io.BytesIO(), info, at, at)
 
     def _checksum(self) -> Checksum | None:
         """The checksum to send, where it is one that can be combined."""
