@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import threading
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from botocore.loaders import JSONFileLoader, Loader
 from support.scripted import Exchange, Scripted
 
 from torch_s3dcp import S3ClientConfig, S3Credentials
+from torch_s3dcp.testing.servers import MotoServer
 from torch_s3dcp.transports import BotoTransport
 
 MIB = 2**20
@@ -33,6 +37,23 @@ def test_clients_of_settings_that_nobody_uses_any_more_are_forgotten() -> None:
         assert transport_to(2).client is often
     assert transport_to(1).client is not first
     assert first.meta.endpoint_url == "http://127.0.0.1:1", "who has it can still use it"
+
+
+@pytest.mark.parametrize("checksum", [None, "SHA256"])
+def test_clients_of_the_users_own_are_let_go(
+    moto_server: MotoServer, moto_bucket: str, checksum: str | None
+) -> None:
+    session = boto3.Session("testing", "testing", region_name="us-east-1")
+    known = list[weakref.ref[Any]]()
+    for number in range(40):
+        client = session.client("s3", endpoint_url=moto_server.endpoint_url)
+        transport = BotoTransport(config=S3ClientConfig(client=client, checksum_algorithm=checksum))
+        transport.upload(moto_bucket, str(number), io.BytesIO(b"x"), expected_size=1)
+        known.append(weakref.ref(client))
+    del client, transport
+    gc.collect()
+    assert known[0]() is None
+    assert known[-1]() is not None
 
 
 def test_models_are_read_once_for_all_clients(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3
 import botocore.session
@@ -101,6 +101,8 @@ _part_uploaders: dict[tuple[Any, ...], Uploader] = {}
 # No job needs as many at once, but one whose settings change, such as keys in its environment,
 # would keep them all, with their connections.
 _MOST_CLIENTS = 16
+# Each with its threads. Those of a client of the user's own know of no end of it.
+_MOST_UPLOADERS = 32
 # What botocore's own retries leave alone, those of a client of the user's.
 _NOT_BOTOCORES = frozenset({Kind.DAMAGED, Kind.CONFLICT})
 
@@ -213,12 +215,24 @@ def part_uploader(client: Client, config: S3ClientConfig) -> Uploader:
     """The process's uploader for a client and how much it may have in flight."""
     most = min(config.max_concurrency, _MOST_UPLOADING)
     key = (_key(client), most, config.memory_budget, client.limits)
+    return _kept(
+        _part_uploaders, key, lambda: Uploader(client.insisting, most, config.memory_budget)
+    )
+
+
+_MadeT = TypeVar("_MadeT")
+
+
+def _kept(
+    made: dict[tuple[Any, ...], _MadeT], key: tuple[Any, ...], make: Callable[[], _MadeT]
+) -> _MadeT:
+    """What was made for a key, or is now; those that were used last are kept."""
     with _lock:
-        uploader = _part_uploaders.get(key)
-        if uploader is None:
-            uploader = Uploader(client.insisting, most, config.memory_budget)
-            _part_uploaders[key] = uploader
-        return uploader
+        found = made.pop(key, None)
+        made[key] = found = make() if found is None else found
+        while len(made) > _MOST_UPLOADERS:
+            del made[next(iter(made))]
+        return found
 
 
 def _key(client: Client) -> int:
@@ -233,23 +247,16 @@ def uploader_for(client: Client, config: S3ClientConfig, part_size: int) -> Tran
     """
     most = min(config.max_concurrency, _MOST_UPLOADING)
     key = (_key(client), part_size, most, config.memory_budget, client.limits)
-    with _lock:
-        manager = _uploaders.get(key)
-        if manager is None:
-            parts = max(2, config.memory_budget // part_size)
-            readers = max(1, min(4, parts // 2))
-            manager = TransferManager(
-                client.insisting,
-                TransferConfig(
-                    multipart_threshold=part_size,
-                    multipart_chunksize=part_size,
-                    max_request_concurrency=most,
-                    max_submission_concurrency=readers,
-                    max_in_memory_upload_chunks=max(1, parts - readers),
-                ),
-            )
-            _uploaders[key] = manager
-        return manager
+    parts = max(2, config.memory_budget // part_size)
+    readers = max(1, min(4, parts // 2))
+    settings = TransferConfig(
+        multipart_threshold=part_size,
+        multipart_chunksize=part_size,
+        max_request_concurrency=most,
+        max_submission_concurrency=readers,
+        max_in_memory_upload_chunks=max(1, parts - readers),
+    )
+    return _kept(_uploaders, key, lambda: TransferManager(client.insisting, settings))
 
 
 def patient_uploader(client: Client, part_size: int) -> TransferManager:
