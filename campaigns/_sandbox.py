@@ -8,8 +8,10 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+
+from torch_s3dcp.exceptions import with_causes
 
 # More than this, in bytes, was allocated on a sample's word: all samples are small.
 _MUCH = 512 * 2**20
@@ -99,18 +101,8 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error, or what led to it, came of too little memory."""
     return any(
         isinstance(one, MemoryError) or "MemoryError" in str(one) or "allocate memory" in str(one)
-        for one in _chain(error)
+        for one in with_causes(error)
     )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    left, seen = [error], set()
-    while left:
-        one = left.pop()
-        if one is not None and id(one) not in seen:
-            seen.add(id(one))
-            yield one
-            left += [one.__cause__, one.__context__]
 
 
 def _resident() -> int:

@@ -35,6 +35,7 @@ of one rank to all others by pickle. None ever holds a credential.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 _ErrorT = TypeVar("_ErrorT", bound="S3DCPError")
@@ -216,3 +217,14 @@ class InvalidCheckpointError(CheckpointError, ValueError):
 
 class SizeMismatchError(CheckpointError, ValueError):
     """The stored data does not have the shape that the load asked for."""
+
+
+def with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, all that it came of and all that was handled then; each once."""
+    left, seen = [error], set[int]()
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            left += [one.__cause__, one.__context__]

@@ -21,7 +21,8 @@ from .exceptions import (
 )
 from .filling import MOST_TRIES
 from .stats import LoadStats
-from .transports import Prepares, Reconnects
+from .transports import Prepares
+from .transports.contract import reconnect
 from .uri import S3URI
 
 _log = logging.getLogger(__name__)
@@ -112,8 +113,7 @@ class MetadataReads:
                     raise error.locate(**where) from error
                 tries += 1
                 _log.warning("%s is fetched again: %s", uri, error)
-                if isinstance(self._client.transport, Reconnects):
-                    self._client.transport.reconnect()
+                reconnect(self._client.transport)
             except InvalidCheckpointError as error:
                 raise error.locate(bucket=uri.bucket, key=uri.key) from error
 

@@ -35,7 +35,8 @@ from .readers.contract import ItemRangeAware, ReaderConstructor
 from .registry import resolve_reader
 from .serving import Serving
 from .stats import LoadStats
-from .transports import Reconnects, Transport
+from .transports import Transport
+from .transports.contract import reconnect
 from .uri import S3URI, is_uri, order_location, parse_uri
 
 _log = logging.getLogger(__name__)
@@ -236,8 +237,7 @@ class S3StorageReader(StorageReader):
         return load.run(files)
 
     def _reconnect(self) -> None:
-        if isinstance(self._client.transport, Reconnects):
-            self._client.transport.reconnect()
+        reconnect(self._client.transport)
 
     def _wanted(self, plan: LoadPlan) -> Iterator[tuple[StoredItem, ReadItem]]:
         for request in plan.items:

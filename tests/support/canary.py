@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 from torch_s3dcp import S3DCPError
+from torch_s3dcp.exceptions import with_causes
 from torch_s3dcp.testing import SECRET_MARK, TOKEN_MARK
 
 OURS = "torch_s3dcp"
@@ -117,22 +118,11 @@ def _watch_errors() -> None:
         make(self, *args, **context)
         _check(type(self).__name__, f"{self}\n{self!r}\n{self.context}", signatures=True)
         _check(f"a pickle of {type(self).__name__}", pickle.dumps(self.context).decode("latin-1"))
-        for cause in _chain(sys.exc_info()[1]):
+        for cause in with_causes(sys.exc_info()[1]):
             where = f"{type(cause).__name__} behind {type(self).__name__}"
             _check(where, f"{cause}\n{cause!r}", signatures=True)
 
     S3DCPError.__init__ = watched  # type: ignore[method-assign]
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error with its causes and contexts, each once."""
-    left, seen = [error], set()
-    while left:
-        one = left.pop()
-        if one is not None and id(one) not in seen:
-            seen.add(id(one))
-            yield one
-            left += [one.__cause__, one.__context__]
 
 
 def pytest_configure() -> None:

@@ -237,6 +237,12 @@ class Reconnects(Protocol):
         ...
 
 
+def reconnect(transport: object) -> None:
+    """Have further requests go over new connections, where a transport keeps any."""
+    if isinstance(transport, Reconnects):
+        transport.reconnect()
+
+
 class Transport(Protocol):
     """Single requests against an object store.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ..exceptions import with_causes
+
 _LOGIN = re.compile(r"//[^/@\s]*@")
 _GRANTS = re.compile(
     r"((?:signature|credential|awsaccesskeyid|security-token|customer-key(?:-md5)?)"
@@ -20,13 +22,7 @@ def clean(error: object) -> str:
 
 def scrub(error: BaseException) -> None:
     """Clean an error itself, with its causes: tracebacks show them below ours."""
-    left: list[BaseException | None] = [error]
-    seen = set[int]()
-    while left:
-        one = left.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
+    for one in with_causes(error):
         cleaned = tuple(clean(part) if isinstance(part, str) else part for part in one.args)
         if cleaned != one.args:
             one.args = cleaned
@@ -35,4 +31,3 @@ def scrub(error: BaseException) -> None:
         details = answer.get("Error") if isinstance(answer, dict) else None
         if isinstance(details, dict):
             details.update({k: clean(v) for k, v in details.items() if isinstance(v, str)})
-        left += [one.__cause__, one.__context__]
