@@ -128,8 +128,8 @@ def _functions() -> dict[str, Allowed]:
 
 def _classes() -> dict[str, Allowed]:
     return {
-        "builtins.set": Allowed(set, _from_items(set)),
-        "builtins.frozenset": Allowed(frozenset, _from_items(frozenset)),
+        "builtins.set": Allowed(set, _from_items(set), each=48),
+        "builtins.frozenset": Allowed(frozenset, _from_items(frozenset), each=48),
         "builtins.bytearray": Allowed(bytearray, _bytearray),
         # Empty bytes; others come through _codecs.encode.
         "builtins.bytes": Allowed(bytes, lambda: b""),
@@ -139,13 +139,13 @@ def _classes() -> dict[str, Allowed]:
         **{f"builtins.{kind.__name__}": Allowed(kind) for kind in (*_FACTORIES[:2], int, float)},
         "builtins.str": Allowed(str),
         # The interpreter looks at what is asked of whom.
-        "builtins.getattr": Allowed(getattr),
+        "builtins.getattr": Allowed(getattr, getattr),
         "builtins.bool": Allowed(bool),
         "builtins.tuple": Allowed(tuple),
         "collections.OrderedDict": Allowed(
-            OrderedDict, _from_items(OrderedDict), _build_ordered_dict
+            OrderedDict, _from_items(OrderedDict), _build_ordered_dict, each=64
         ),
-        "collections.Counter": Allowed(Counter, _from_items(Counter)),
+        "collections.Counter": Allowed(Counter, _from_items(Counter), each=64),
         "collections.defaultdict": Allowed(defaultdict, _defaultdict),
         "collections.deque": Allowed(deque, _deque),
         "decimal.Decimal": Allowed(Decimal, _of_numbers(Decimal)),
@@ -219,16 +219,18 @@ def check_safe_globals(allowed: Any) -> tuple[SafeGlobal, ...]:
 
 
 _MESH: Any = torch.distributed.device_mesh.DeviceMesh
+_LAYOUTS = "torch.distributed._mesh_layout"
 
 
 def _no_call(*_: Any) -> Any:
-    raise RefusedError("it makes a device mesh, which talks to other ranks")
+    raise RefusedError("it makes a device mesh or a layout of one, not the state of one")
 
 
 def _trusted(value: Any) -> Allowed:
-    # torch declares it safe by itself; a new one waits for ranks that do not come. Pickles
-    # of meshes make none: they give one its state.
-    call = _no_call if value is _MESH else value
+    # torch declares these safe by itself; a new mesh waits for ranks that do not come, and a layout
+    # goes through a range of any length. Pickles call neither: they give them their state.
+    of_mesh = value is _MESH or getattr(value, "__module__", None) == _LAYOUTS
+    call = _no_call if of_mesh else value
     return Allowed(value, call, _build_trusted if isinstance(value, type) else None, trusted=True)
 
 

@@ -21,12 +21,13 @@ import torch
 
 from .allowed import SafeGlobal
 from .exceptions import InvalidCheckpointError
-from .limits import RefusedError
+from .limits import Allowance, RefusedError, TooMuchError
 from .pickles import look_through
 from .records import archive_of, is_archive, read_records
 from .unpickling import pickle_in, value_of
 
-_TRUST = "or pass trust_checkpoint=True to the storage reader, which lets the bucket run code"
+_TRUSTED = "pass trust_checkpoint=True to the storage reader, which lets the bucket run code"
+_TRUST = f"or {_TRUSTED}"
 
 
 def vetted(data: bytes, safe_globals: Sequence[SafeGlobal] = ()) -> bytes:
@@ -62,10 +63,36 @@ def _vetted(data: bytes, safe_globals: Sequence[SafeGlobal]) -> bytes:
     pickled = pickle_in(records)
     if not look_through(pickled).odd_keys and _is_plain(pickled):
         return archive_of(pickled)
-    value = value_of(pickled, records, len(data), safe_globals)
+    allowance = Allowance(len(data))
+    value = value_of(pickled, records, allowance, safe_globals)
+    _Rehearsal(allowance).dump(value)
     output = io.BytesIO()
     torch.save(value, output)
     return output.getvalue()
+
+
+class _Rehearsal(pickle.Pickler):
+    """Counts what a value takes as a pickle, without keeping it.
+
+    Numbers have no names in pickles: a large one is written each time that it is met.
+    """
+
+    def __init__(self, allowance: Allowance) -> None:
+        # From protocol 4 on, what is written leaves in frames of 64 KiB.
+        super().__init__(_Counted(allowance), 4)
+
+    def persistent_id(self, value: Any) -> Any:
+        kinds = (torch.UntypedStorage, torch.storage.TypedStorage)
+        return "storage" if isinstance(value, kinds) else None
+
+
+class _Counted:
+    def __init__(self, allowance: Allowance) -> None:
+        self._allowance = allowance
+
+    def write(self, data: bytes) -> int:
+        self._allowance.spend(len(data))
+        return len(data)
 
 
 def _is_plain(pickled: bytes) -> bool:
@@ -103,10 +130,12 @@ _ALL_POWERFUL = frozenset(
 
 
 def _advice(error: RefusedError) -> str:
+    if isinstance(error, TooMuchError):
+        return f"the stored item was not decoded: {error}; if you trust the checkpoint, {_TRUSTED}"
     said = f"the stored item was not decoded: {error}, and that could run code"
     module = (error.name or "").partition(".")[0]
     if error.name is None or module in _ALL_POWERFUL or error.name == "numpy.dtype":
-        return f"{said}; if you trust the checkpoint, {_TRUST.removeprefix('or ')}"
+        return f"{said}; if you trust the checkpoint, {_TRUSTED}"
     return (
         f"{said}; if you trust it, allow it with S3StorageReader(..., safe_globals=[...]) or "
         f"torch.serialization.add_safe_globals([...]), with {error.name} in the list, {_TRUST}"

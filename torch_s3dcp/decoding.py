@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from ._torch import ExtensionRegistry, StreamTransformExtension
 from .allowed import SafeGlobal
 from .exceptions import InvalidCheckpointError, S3DCPError, SizeMismatchError
-from .limits import RefusedError
+from .limits import Allowance, RefusedError
 from .pickles import check_sizes
 from .records import RecordFile
 from .unpickling import pickle_in, value_of
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 # Archives up to this size are read in one piece.
 _READ_AT_ONCE = 2**20
+# What copying raises that has nothing to do with the tensors. AcceleratorError is new in torch 2.8.
+_OF_THE_MACHINE = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", MemoryError))
+_NO_MEMORY = "not enough memory"
 
 
 def open_item(
@@ -92,7 +95,7 @@ def _decoded(file: IO[bytes], safe_globals: Sequence[SafeGlobal]) -> Any:
     records = RecordFile(file)
     pickled = pickle_in(records)
     check_sizes(pickled)
-    return value_of(pickled, records, size, safe_globals)
+    return value_of(pickled, records, Allowance(size), safe_globals)
 
 
 class _Limited(io.RawIOBase):
@@ -166,7 +169,11 @@ def _reason(error: Exception) -> str:
             f"it holds a {name}, and loading that could run code; if you trust it, allow "
             "it with torch.serialization.add_safe_globals"
         )
-    return str(error).partition("\n")[0].partition("This file can still be loaded")[0].strip()
+    return _first_line(error).partition("This file can still be loaded")[0].strip()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def narrow(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
@@ -176,22 +183,32 @@ def narrow(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int])
         SizeMismatchError: The tensor has no such part.
         InvalidCheckpointError: It is of a kind of which torch can take no part.
     """
-    places = zip(offsets, lengths, tensor.size(), strict=False)
-    alike = len(offsets) == len(lengths) == tensor.dim()
-    if not alike or any(not 0 <= start <= start + size <= end for start, size, end in places):
-        raise SizeMismatchError(
-            f"the stored part has shape {list(tensor.size())}, the load wants {list(lengths)} of "
-            f"it from {list(offsets)} on; give a state dict with the shapes of the checkpoint"
-        )
     try:
+        if not _lies_inside(offsets, lengths, tensor.size()):
+            raise SizeMismatchError(
+                f"the stored part has shape {list(tensor.size())}, the load wants "
+                f"{list(lengths)} of it from {list(offsets)} on; give a state dict with the "
+                "shapes of the checkpoint"
+            )
         for dim, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
             if length < tensor.size(dim):
                 tensor = tensor.narrow(dim, offset, length)
-    except RuntimeError as error:
+    except SizeMismatchError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        # Nested tensors have no sizes, compressed ones no parts.
         raise InvalidCheckpointError(
-            f"the stored tensor is {_kind(tensor)}, of which no part can be taken; load all of it"
+            f"the stored tensor is {_kind(tensor)}, of which no part can be taken: "
+            f"{_first_line(error)}; load all of it"
         ) from error
     return tensor
+
+
+def _lies_inside(offsets: Sequence[int], lengths: Sequence[int], size: Sequence[int]) -> bool:
+    places = zip(offsets, lengths, size, strict=False)
+    return len(offsets) == len(lengths) == len(size) and all(
+        0 <= start <= start + length <= end for start, length, end in places
+    )
 
 
 def copy_into(target: torch.Tensor, source: torch.Tensor) -> None:
@@ -199,7 +216,7 @@ def copy_into(target: torch.Tensor, source: torch.Tensor) -> None:
 
     Raises:
         SizeMismatchError: The shapes differ.
-        InvalidCheckpointError: torch cannot copy tensors of the stored kind into such a one.
+        InvalidCheckpointError: torch cannot copy the one into the other.
     """
     if target.size() != source.size():
         raise SizeMismatchError(
@@ -209,16 +226,39 @@ def copy_into(target: torch.Tensor, source: torch.Tensor) -> None:
     # A detached quantised tensor has a quantiser of its own: the scale that comes with the
     # values would be lost. Such tensors have no gradient that detaching could protect.
     own = target if target.is_quantized else target.detach()
+    if target.is_quantized and source.is_quantized and _is_part(target):
+        _check_quantiser(target, source)
     try:
         own.copy_(source)
     except RuntimeError as error:
-        # Not every kind can be copied into every other; with memory it has nothing to do then.
-        if _kind(target) == _kind(source) or isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, _OF_THE_MACHINE) or _NO_MEMORY in str(error):
             raise
         raise InvalidCheckpointError(
             f"the stored tensor is {_kind(source)}, and cannot be loaded into one that is "
-            f"{_kind(target)}; give a state dict with tensors of the kind that was saved"
+            f"{_kind(target)}: {_first_line(error)}; give a state dict with tensors of the kind "
+            "that was saved"
         ) from error
+
+
+def _check_quantiser(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Only what a view says of its scale would change, not what the whole tensor says."""
+    if _quantiser(target) != _quantiser(source):
+        raise InvalidCheckpointError(
+            "what is stored has another scale than the quantised tensor of which it is to become a "
+            "part; give a state dict in which the tensor is whole"
+        )
+
+
+def _quantiser(tensor: torch.Tensor) -> tuple[Any, ...]:
+    if tensor.qscheme() == torch.per_tensor_affine:
+        return tensor.qscheme(), tensor.q_scale(), tensor.q_zero_point()
+    scales, zeros = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
+    return tensor.qscheme(), scales.tolist(), zeros.tolist(), tensor.q_per_channel_axis()
+
+
+def _is_part(tensor: torch.Tensor) -> bool:
+    whole = tensor._base
+    return whole is not None and whole.numel() > tensor.numel()
 
 
 def _kind(tensor: torch.Tensor) -> str:

@@ -7,19 +7,18 @@ arguments first, and what is allowed holds for one load, not for the process.
 
 from __future__ import annotations
 
-import inspect
 import pickletools
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import EnumMeta
-from types import ClassMethodDescriptorType
 from typing import Any
 
 from .limits import Allowance, KeyCheck, RefusedError
 
 _MARK = object()
-_CLASS_METHODS = (classmethod, ClassMethodDescriptorType)
+# What the standard library calls a method that makes instances from pickles.
+_UNPICKLES = "_unpickle"
 _DICTS = (dict, OrderedDict, defaultdict)
 
 
@@ -32,12 +31,14 @@ class Allowed:
         call: Called instead of it, with a pickle's arguments; None: it may not be called.
         build: Gives an instance of it its state; None: instances get none.
         trusted: Whether it may do as it likes, such as a class that the user allowed.
+        each: Bytes that a call makes of each value in a container, if that is more than usual.
     """
 
     value: Any
     call: Callable[..., Any] | None = None
     build: Callable[[Any, Any], None] | None = None
     trusted: bool = False
+    each: int = 0
 
 
 def set_attributes(target: Any, state: Any) -> None:
@@ -134,28 +135,29 @@ class Interpreter:
         if allowed is None or allowed.value is not value or allowed.call is None:
             raise RefusedError(f"{_shown(value)} may not be called")
         if not allowed.trusted:
-            self._allowance.weigh(arguments)
+            self._allowance.weigh(arguments, allowed.each)
         return allowed.call
 
     def _reduce(self, _: Any) -> None:
         arguments, function = self._pop(), self._pop()
         if type(arguments) is not tuple:
             raise ValueError("arguments that are no tuple")
-        call = self._attribute if function is getattr else self._callable(function, arguments)
-        self._stack.append(call(*arguments))
+        call = self._callable(function, arguments)
+        self._stack.append(self._attribute(*arguments) if call is getattr else call(*arguments))
 
     def _attribute(self, owner: Any = None, name: Any = None, *_: Any) -> Any:
-        """What Python pickles by ``getattr``, of classes that the user allowed.
+        """What Python pickles by ``getattr``, of classes that may be made.
 
         Time zones come by a method of their class, members of enumerations did in Python 3.11.0
-        to 3.11.2.
+        to 3.11.2. Other methods of a class do what nobody thinks of who allows it, such as to
+        load a file.
         """
         allowed = self._allowed.get(id(owner))
         trusted = allowed is not None and allowed.value is owner and allowed.trusted
-        if trusted and isinstance(owner, type) and type(name) is str and name[:2] != "__":
+        if trusted and isinstance(owner, type) and type(name) is str:
             if isinstance(owner, EnumMeta) and name in owner.__members__:
                 return owner.__members__[name]
-            if isinstance(inspect.getattr_static(owner, name, None), _CLASS_METHODS):
+            if name == _UNPICKLES:
                 method = getattr(owner, name)
                 self._allowed[id(method)] = Allowed(method, method, trusted=True)
                 return method
@@ -175,8 +177,10 @@ class Interpreter:
         make = self._callable(kind, arguments)
         if self._allowed[id(kind)].trusted and isinstance(kind, type):
             self._stack.append(kind.__new__(kind, *arguments, **keywords))
+        elif keywords or not isinstance(kind, type):
+            raise RefusedError(f"{_shown(kind)} makes no instances of its own")
         else:
-            self._stack.append(make(*arguments, **keywords))
+            self._stack.append(make(*arguments))
 
     def _build(self, _: Any) -> None:
         state = self._pop()

@@ -14,9 +14,9 @@ _MOST_ALIKE = 64
 
 # Bytes that any item may copy, and how often each of its own.
 _COPIED, _TIMES = 2**28, 8
-_BYTES, _CONTAINERS = (str, bytes, bytearray), (list, tuple, dict, OrderedDict, set, deque)
-# Bytes for each value in a container.
-_EACH = 16
+# Bytes for each value in a container, and for what is small.
+_EACH: dict[type, int] = {list: 16, tuple: 16, deque: 16, set: 48, dict: 64, OrderedDict: 64}
+_BYTES, _SMALL = (str, bytes, bytearray), 8
 
 
 class RefusedError(ValueError):
@@ -28,6 +28,10 @@ class RefusedError(ValueError):
     def __init__(self, message: str, name: str | None = None) -> None:
         super().__init__(message)
         self.name = name
+
+
+class TooMuchError(RefusedError):
+    """The pickle makes far more than it has bytes."""
 
 
 def need(good: bool, name: str) -> None:
@@ -106,26 +110,30 @@ class Allowance:
         """Count bytes that are about to be made.
 
         Raises:
-            RefusedError: They are more than are left.
+            TooMuchError: They are more than are left.
         """
         self._left -= size
         if self._left < 0:
-            raise RefusedError(f"it makes far more than its {self._stored} bytes")
+            raise TooMuchError(f"it makes far more than its {self._stored} bytes")
 
-    def weigh(self, values: Iterable[Any], depth: int = 1) -> None:
-        """Count what a call may copy: what it is given.
+    def weigh(self, values: Iterable[Any], each: int = 0) -> None:
+        """Count what a call may copy: what it is given, and what tuples hold within that.
 
         Args:
-            depth: Levels of tuples to look into.
+            each: Bytes that it makes of each value in a container, at least.
 
         Raises:
-            RefusedError: It is more than is left.
+            TooMuchError: It is more than is left.
         """
-        for value in values:
+        left = list(values)
+        while left:
+            value = left.pop()
             kind = type(value)
             if kind in _BYTES:
-                self.spend(len(value))
-            elif kind in _CONTAINERS:
-                self.spend(_EACH * len(value))
-                if kind is tuple and depth:
-                    self.weigh(value, depth - 1)
+                self.spend(_SMALL + len(value))
+            elif kind in _EACH:
+                self.spend(_SMALL + max(_EACH[kind], each) * len(value))
+                if kind is tuple:
+                    left += value
+            else:
+                self.spend(_SMALL + (value.bit_length() // 8 if kind is int else 0))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
+from io import BytesIO
 from typing import IO
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
@@ -161,7 +162,8 @@ def _large(numbers: list[int], extra: memoryview) -> list[int]:
 
 
 def _numbers(field: memoryview) -> Iterator[int]:
-    for (number,) in struct.iter_unpack("<Q", field):
+    # A number of 4 bytes may follow: the disk that the record begins on.
+    for (number,) in struct.iter_unpack("<Q", field[: len(field) // 8 * 8]):
         yield number
     raise ValueError("its directory is damaged")
 
@@ -176,32 +178,38 @@ def _entries(name: str, content: bytes, position: int) -> tuple[bytes, bytes]:
     return local + path + content, entry + path
 
 
+_CONSTANT = {
+    ".format_version": b"1",
+    ".storage_alignment": b"64",
+    "byteorder": b"little",
+    "version": b"3\n",
+    ".data/serialization_id": b"0" * 40,
+}
+
+
 def _constant_records() -> tuple[bytes, bytes, int]:
     blocks, entries, position = b"", b"", 0
-    constant = {
-        ".format_version": b"1",
-        ".storage_alignment": b"64",
-        "byteorder": b"little",
-        "version": b"3\n",
-        ".data/serialization_id": b"0" * 40,
-    }
-    for name, content in constant.items():
+    for name, content in _CONSTANT.items():
         block, entry = _entries(name, content, position)
         blocks, entries, position = blocks + block, entries + entry, position + len(block)
-    return blocks, entries, len(constant) + 1
+    return blocks, entries, len(_CONSTANT) + 1
 
 
 _BLOCKS, _DIRECTORY, _COUNT = _constant_records()
 
 
-def archive_of(pickled: bytes) -> bytes:
+def archive_of(pickled: bytes, largest: int = 2**32 - 4096) -> bytes:
     """A new archive around a pickle, as ``torch.load`` reads it.
 
-    Raises:
-        ValueError: The pickle is too large for it.
+    Args:
+        largest: Bytes of a pickle that needs nothing of zip64.
     """
-    if len(pickled) >= 2**32 - 4096:
-        raise ValueError("it is larger than 4 GiB")
+    if len(pickled) > largest:
+        made = BytesIO()
+        with ZipFile(made, "w") as archive:
+            for name, content in {**_CONSTANT, PICKLE: pickled}.items():
+                archive.writestr(f"archive/{name}", content)
+        return made.getvalue()
     block, entry = _entries(PICKLE, pickled, len(_BLOCKS))
     directory = _DIRECTORY + entry
     start = len(_BLOCKS) + len(block)

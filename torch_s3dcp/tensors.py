@@ -200,6 +200,8 @@ def _quantised(
             shape = one.shape if isinstance(one, torch.Tensor) else None
             need(shape == (numbers.shape[axis],), _QUANTISED)
             _check_own(one)
+            # They become numbers of 8 bytes.
+            memory.allowance.spend(8 * one.numel())
         make = torch._make_per_channel_quantized_tensor
     made: torch.Tensor = make(numbers, *how)
     return made.requires_grad_(bool(grad)) if grad else made
@@ -212,15 +214,20 @@ _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.spars
 def _sparse(layout: Any, data: Any) -> torch.Tensor:
     need(type(data) is tuple and len(data) in (3, 4), _SPARSE)
     made: torch.Tensor
-    for one in data:
-        if isinstance(one, torch.Tensor):
-            _check_own(one)
+    *indices, values, size = data if layout is not torch.sparse_coo else data[:3]
+    # As torch keeps them: of anything else it would make copies.
+    need(type(size) in (tuple, torch.Size), _SPARSE)
+    for one in (*indices, values):
+        need(isinstance(one, torch.Tensor), _SPARSE)
+        _check_own(one)
+    need(all(one.dtype in (torch.int32, torch.int64) for one in indices), _SPARSE)
     # All indices are checked: others would reach beyond the values.
     if layout is torch.sparse_coo:
-        indices, values, size, *more = data
-        known = bool(more and more[0]) or None
+        (places,) = indices
+        need(places.dtype is torch.int64, _SPARSE)
+        known = bool(data[3:] and data[3]) or None
         made = torch.sparse_coo_tensor(
-            indices, values, size, check_invariants=True, is_coalesced=known
+            places, values, size, check_invariants=True, is_coalesced=known
         )
     else:
         need(layout in _COMPRESSED and len(data) == 4, _SPARSE)

@@ -25,20 +25,19 @@ def pickle_in(records: Records) -> bytes:
 
 
 def value_of(
-    pickled: bytes, records: Records, size: int, safe_globals: Sequence[SafeGlobal]
+    pickled: bytes, records: Records, allowance: Allowance, safe_globals: Sequence[SafeGlobal]
 ) -> Any:
     """What a pickle makes. Its storages take no more memory than the archive has bytes.
 
     Args:
         pickled: A pickle whose sizes were looked at, see :func:`pickles.check_sizes`.
         records: Those of the archive that it is in.
-        size: Bytes of the archive.
+        allowance: What it may copy.
         safe_globals: What it may name beyond ``allowed``.
 
     Raises:
         RefusedError: It wants something that is not allowed. Damaged ones may raise nearly
             anything.
     """
-    allowance = Allowance(size)
     storages = Storages(records, allowance)
     return Interpreter(allowed_names(safe_globals), allowance, storages).load(pickled)

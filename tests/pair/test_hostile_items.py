@@ -18,6 +18,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor._dtensor_spec import TensorMeta
 
 from campaigns._gadgets import archive
 from campaigns._unmarked import alike_numbers, alike_tuples, archives_that_allocate
@@ -92,8 +94,11 @@ def test_no_module_is_imported_through_a_namespace(bag: bytes) -> None:
 
 def test_no_device_mesh_is_made() -> None:
     mesh = name("torch.distributed.device_mesh", "DeviceMesh")
-    with pytest.raises(InvalidCheckpointError, match="talks to other ranks"):
-        vetted(archive(b"\x80\x02" + mesh + text("cpu") + b"]K\0a\x86R."))
+    layout = name("torch.distributed._mesh_layout", "_MeshLayout")
+    endless = name("builtins", "range") + b"J\0\0\0\x7f\x85R"
+    for made in (mesh + text("cpu") + b"]K\0a\x86R", layout + endless + b"\x85R"):
+        with pytest.raises(InvalidCheckpointError, match="makes a device mesh"):
+            vetted(archive(b"\x80\x02" + made + b"."))
 
 
 def test_arrays_of_nothing_have_no_length() -> None:
@@ -149,13 +154,13 @@ def test_nobody_is_advised_to_allow_what_allows_all(name: str) -> None:
 class Owner(enum.Enum):
     ONE = 1
 
-    @classmethod
-    def made(cls) -> str:
-        return "made"
-
 
 class Other:
     kept = (1,)
+
+    @classmethod
+    def _unpickle(cls) -> str:
+        return "made"
 
     @classmethod
     def made(cls) -> str:
@@ -167,15 +172,14 @@ class Other:
 
 
 def got(owner: type, attribute: str, call: bytes = b"") -> bytes:
-    asked = name("builtins", "getattr") + name(__name__, owner.__name__) + text(attribute)
+    asked = name("builtins", "getattr") + name(owner.__module__, owner.__name__) + text(attribute)
     return archive(b"\x80\2" + asked + b"\x86R" + call + b".")
 
 
 def test_what_is_got_by_getattr_is_of_allowed_classes() -> None:
     for data, expected in (
         (got(Owner, "ONE"), Owner.ONE),
-        (got(Other, "made", b")R"), "made"),
-        (got(Owner, "made", b")R"), "made"),
+        (got(Other, "_unpickle", b")R"), "made"),
     ):
         with pytest.raises(InvalidCheckpointError, match=f"{__name__}.O"):
             vetted(data)
@@ -188,6 +192,11 @@ def test_what_is_got_by_getattr_is_of_allowed_classes() -> None:
     [
         got(Owner, "__class__"),
         got(Owner, "TWO"),
+        got(Other, "made"),
+        got(Other, "_unpickle", b")}\x92"),
+        got(Other, "_unpickle", b")\x81"),
+        got(Replicate, "_make_replicate_tensor"),
+        got(TensorMeta, "_make"),
         got(Other, "plain"),
         got(Other, "kept"),
         got(Other, "mro"),
@@ -207,7 +216,7 @@ def test_what_is_got_by_getattr_is_of_allowed_classes() -> None:
 )
 def test_nothing_else_is_got_by_getattr(data: bytes) -> None:
     with pytest.raises(InvalidCheckpointError) as caught:
-        vetted(data, [Owner, Other])
+        vetted(data, [Owner, Other, Replicate, TensorMeta])
     assert "trust_checkpoint" in str(caught.value)
     assert "safe_globals" not in str(caught.value)
 

@@ -63,15 +63,42 @@ def in_arrays(size: int) -> tuple[bytes, bytes]:
     return first, b"hAhBK\0\x85C\1b\x87RhDb"
 
 
-@pytest.mark.parametrize(
-    "form", [encoded, in_bytearrays, in_paths, in_attributes, in_sets, in_arrays]
-)
+def in_ranges(size: int) -> tuple[bytes, bytes]:
+    number = b"\x8b" + size.to_bytes(4, "little") + b"\x7f" * size
+    return b"cbuiltins\nrange\nq\1" + number + b"\x85q\2R", b"h\1h\2R"
+
+
+def in_numbers(size: int) -> tuple[bytes, bytes]:
+    return b"\x8b" + size.to_bytes(4, "little") + b"\x7f" * size + b"q\0", b"h\0"
+
+
+def in_ordered_dicts(size: int) -> tuple[bytes, bytes]:
+    items = b"".join(b"J" + number.to_bytes(4, "little") + b"K\1" for number in range(size // 7))
+    return b"ccollections\nOrderedDict\nq\1}(" + items + b"u\x85q\2R", b"h\1h\2R"
+
+
+def in_parameters(size: int) -> tuple[bytes, bytes]:
+    """Attributes of tensors, in a tuple in a tuple."""
+    items = b"".join(b"X\6\0\0\0%06dK\1" % number for number in range(size // 16))
+    tensor = b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nint8\n"
+    tensor += b"K\4\x85K\1\x85\x89tR"
+    call = b"ctorch._tensor\n_rebuild_from_type_v2\nq\1"
+    what = b"(ctorch._utils\n_rebuild_parameter_with_state\nctorch.nn.parameter\nParameter\n"
+    state = b"}(" + items + b"uN\x86"
+    return call + what + b"(" + tensor + b"\x89}" + state + b"tNtq\2R", b"h\1h\2R"
+
+
+FORMS = [encoded, in_bytearrays, in_paths, in_attributes, in_sets, in_arrays, in_ranges]
+FORMS += [in_numbers, in_ordered_dicts, in_parameters]
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_what_an_item_repeats_is_counted(form: Callable[[int], tuple[bytes, bytes]]) -> None:
     first, again = form(MIB)
     few = archive(b"\x80\2](" + first + again * 3 + b"e.")
     value = torch.load(io.BytesIO(vetted(few)), weights_only=False)
     assert len(value) in (4, 5)
-    with pytest.raises(InvalidCheckpointError, match="far more than its"):
+    with pytest.raises(InvalidCheckpointError, match=r"far more than its \d+ bytes; if you trust"):
         vetted(archive(b"\x80\2](" + first + again * 2_000_000 + b"e."))
 
 
@@ -101,6 +128,23 @@ def test_quantised_tensors_over_one_storage_are_counted() -> None:
     vetted(saved(8))
     with pytest.raises(InvalidCheckpointError, match="far more than its"):
         vetted(saved(300))
+
+
+CALL = b"\x80\2ctorch._utils\n_rebuild_sparse_tensor\nctorch\nsparse_coo\n("
+DENSE = pickle.dumps(np.zeros((1, 1), np.int64), 2)[2:-1]
+
+
+@pytest.mark.parametrize(
+    ("indices", "values", "size"),
+    [
+        (b"](](K\0ee", b"](](K\1K\1eq\0h\0h\0e", b"K\1K\3K\2\x87"),
+        (DENSE, DENSE, b"K\1K\1\x86"),
+        (b"](](K\0ee", DENSE, b"](K\1K\1e"),
+    ],
+)
+def test_sparse_tensors_are_made_of_tensors(indices: bytes, values: bytes, size: bytes) -> None:
+    with pytest.raises(InvalidCheckpointError, match="of something unusual"):
+        vetted(archive(CALL + indices + values + size + b"t\x86R."))
 
 
 def test_usual_values_are_far_from_it() -> None:
@@ -147,6 +191,44 @@ def test_each_kind_is_copied_into_its_own(kind: str) -> None:
     source, target = KINDS[kind](), KINDS[kind]()
     copy_into(target, source)
     assert target.dtype == source.dtype
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_compressed_tensor_of_another_count_is_refused() -> None:
+    with pytest.raises(InvalidCheckpointError, match="the same number of specified elements"):
+        copy_into(torch.eye(3).to_sparse_csr(), torch.ones(3, 3).to_sparse_csr())
+
+
+def test_what_cannot_be_written_to_says_so() -> None:
+    with pytest.raises(InvalidCheckpointError, match="single memory location"):
+        copy_into(torch.zeros(1).expand(4), torch.ones(4, dtype=torch.float64))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_scale_of_a_whole_tensor_stays() -> None:
+    def quantised(size: int, scale: float, channels: bool) -> torch.Tensor:
+        values = torch.ones(size, 2)
+        if not channels:
+            return torch.quantize_per_tensor(values, scale, 0, torch.qint8)
+        scales, zeros = torch.tensor([scale, 1.0]), torch.zeros(2, dtype=torch.int64)
+        return torch.quantize_per_channel(values, scales, zeros, 1, torch.qint8)
+
+    for channels in (False, True):
+        whole = quantised(4, 0.1, channels)
+        if not channels:
+            copy_into(whole[:2], quantised(2, 0.1, channels))
+        before = whole.dequantize()
+        with pytest.raises(InvalidCheckpointError, match="another scale"):
+            copy_into(whole[:2], quantised(2, 0.5, channels))
+        assert torch.equal(whole.dequantize(), before)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_no_part_of_a_nested_tensor_can_be_taken() -> None:
+    for layout in (torch.strided, torch.jagged):
+        nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout)
+        with pytest.raises(InvalidCheckpointError, match="of which no part"):
+            narrow(nested, [0, 0], [1, 2])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
