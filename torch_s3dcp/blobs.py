@@ -61,11 +61,13 @@ def vetted(data: bytes, safe_globals: Sequence[SafeGlobal] = ()) -> bytes:
 def _vetted(data: bytes, safe_globals: Sequence[SafeGlobal]) -> bytes:
     records = read_records(memoryview(data))
     pickled = pickle_in(records)
-    if not look_through(pickled).odd_keys and _is_plain(pickled):
+    look = look_through(pickled)
+    if not look.odd_keys and _is_plain(pickled):
         return archive_of(pickled)
     allowance = Allowance(len(data))
     value = value_of(pickled, records, allowance, safe_globals)
-    _Rehearsal(allowance).dump(value)
+    if look.large_numbers:
+        _Rehearsal(allowance).dump(value)
     output = io.BytesIO()
     torch.save(value, output)
     return output.getvalue()
@@ -74,7 +76,8 @@ def _vetted(data: bytes, safe_globals: Sequence[SafeGlobal]) -> bytes:
 class _Rehearsal(pickle.Pickler):
     """Counts what a value takes as a pickle, without keeping it.
 
-    Numbers have no names in pickles: a large one is written each time that it is met.
+    Numbers are not remembered in pickles: a large one is written each time that it is met. All
+    else that takes much is written once, or was counted when it was copied.
     """
 
     def __init__(self, allowance: Allowance) -> None:

@@ -125,15 +125,16 @@ class Allowance:
         Raises:
             TooMuchError: It is more than is left.
         """
-        left = list(values)
-        while left:
-            value = left.pop()
+        total, found = 0, list(values)
+        for value in found:
             kind = type(value)
-            if kind in _BYTES:
-                self.spend(_SMALL + len(value))
-            elif kind in _EACH:
-                self.spend(_SMALL + max(_EACH[kind], each) * len(value))
-                if kind is tuple:
-                    left += value
-            else:
-                self.spend(_SMALL + (value.bit_length() // 8 if kind is int else 0))
+            total += _SMALL
+            if kind in _EACH:
+                total += max(_EACH[kind], each) * len(value)
+                if kind is tuple and total <= self._left:
+                    found += value
+            elif kind in _BYTES:
+                total += len(value)
+            elif kind is int:
+                total += value.bit_length() // 8
+        self.spend(total)
