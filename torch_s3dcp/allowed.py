@@ -72,7 +72,7 @@ def _defaultdict(factory: Any = None, items: Any = None) -> Any:
     return defaultdict(factory, *([] if items is None else [items]))
 
 
-_FACTORIES: tuple[type, ...] = (list, dict, set, tuple, int, float, str, bool)
+_FACTORIES: tuple[type, ...] = (list, dict, set, tuple, int, float, str, bool, OrderedDict)
 
 
 def _of_numbers(make: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,7 +113,9 @@ def _namespace(make: Callable[[], Any]) -> Allowed:
 
 
 def _build_uuid(target: Any, state: Any) -> None:
-    need(type(state) is dict and set(state) == {"int"}, "uuid.UUID")
+    # Those made from a clock and an address say whether they are safe to be unique.
+    need(type(state) is dict and "int" in state and set(state) <= {"int", "is_safe"}, "uuid.UUID")
+    need(type(state.get("is_safe", 0)) is int, "uuid.UUID")
     need(type(state["int"]) is int and 0 <= state["int"] < 2**128, "uuid.UUID")
     target.__setstate__(state)
 
@@ -128,8 +130,8 @@ def _functions() -> dict[str, Allowed]:
 
 def _classes() -> dict[str, Allowed]:
     return {
-        "builtins.set": Allowed(set, _from_items(set), each=48),
-        "builtins.frozenset": Allowed(frozenset, _from_items(frozenset), each=48),
+        "builtins.set": Allowed(set, _from_items(set)),
+        "builtins.frozenset": Allowed(frozenset, _from_items(frozenset)),
         "builtins.bytearray": Allowed(bytearray, _bytearray),
         # Empty bytes; others come through _codecs.encode.
         "builtins.bytes": Allowed(bytes, lambda: b""),
@@ -143,9 +145,9 @@ def _classes() -> dict[str, Allowed]:
         "builtins.bool": Allowed(bool),
         "builtins.tuple": Allowed(tuple),
         "collections.OrderedDict": Allowed(
-            OrderedDict, _from_items(OrderedDict), _build_ordered_dict, each=64
+            OrderedDict, _from_items(OrderedDict), _build_ordered_dict
         ),
-        "collections.Counter": Allowed(Counter, _from_items(Counter), each=64),
+        "collections.Counter": Allowed(Counter, _from_items(Counter)),
         "collections.defaultdict": Allowed(defaultdict, _defaultdict),
         "collections.deque": Allowed(deque, _deque),
         "decimal.Decimal": Allowed(Decimal, _of_numbers(Decimal)),
@@ -226,12 +228,13 @@ def _no_call(*_: Any) -> Any:
     raise RefusedError("it makes a device mesh or a layout of one, not the state of one")
 
 
-def _trusted(value: Any) -> Allowed:
+def _trusted(value: Any, *, counted: bool) -> Allowed:
     # torch declares these safe by itself; a new mesh waits for ranks that do not come, and a layout
     # goes through a range of any length. Pickles call neither: they give them their state.
     of_mesh = value is _MESH or getattr(value, "__module__", None) == _LAYOUTS
     call = _no_call if of_mesh else value
-    return Allowed(value, call, _build_trusted if isinstance(value, type) else None, trusted=True)
+    build = _build_trusted if isinstance(value, type) else None
+    return Allowed(value, call, build, trusted=True, counted=counted)
 
 
 def _build_trusted(target: Any, state: Any) -> None:
@@ -246,9 +249,10 @@ def allowed_names(users: Sequence[SafeGlobal] = ()) -> Callable[[str], Allowed]:
     """What names stand for, in one load: ours, torch's safe globals, then the user's."""
     torchs: Iterable[Any] = torch.serialization.get_safe_globals()
     more: dict[str, Allowed] = {}
-    for entry in (*torchs, *users):
-        value, name = entry if isinstance(entry, tuple) else (entry, _full_name(entry))
-        more[name] = _trusted(value)
+    for known, counted in ((torchs, True), (users, False)):
+        for entry in known:
+            value, name = entry if isinstance(entry, tuple) else (entry, _full_name(entry))
+            more[name] = _trusted(value, counted=counted)
 
     def find(name: str) -> Allowed:
         module, _, rest = name.partition(".")

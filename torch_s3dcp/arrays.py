@@ -31,7 +31,7 @@ def _build_dtype(target: np.dtype[Any], state: Any) -> None:
     if target.kind in "mM" and len(state) == 9:
         like = _time_like(target, state[8])
     elif target.kind == "V" and state[3] is not None:
-        like = _structure_like(target, state[3], state[4])
+        like = _structure_like(target, state[3], state[4], aligned=state[6] != 1)
     own: Any = like.__reduce__()
     version, order, *rest = own[2]
     orders = ("|",) if order == "|" else ("<", ">", "=")
@@ -48,7 +48,9 @@ def _time_like(target: np.dtype[Any], about: Any) -> np.dtype[Any]:
     return made
 
 
-def _structure_like(target: np.dtype[Any], names: Any, fields: Any) -> np.dtype[Any]:
+def _structure_like(
+    target: np.dtype[Any], names: Any, fields: Any, *, aligned: bool
+) -> np.dtype[Any]:
     need(type(names) is tuple and type(fields) is dict, "numpy.dtype")
     need(len(names) == len(fields), "numpy.dtype")
     found = [fields.get(name) for name in names]
@@ -58,7 +60,7 @@ def _structure_like(target: np.dtype[Any], names: Any, fields: Any) -> np.dtype[
     size = target.itemsize
     # Raises for offsets outside of it.
     made: np.dtype[Any] = np.dtype(
-        {"names": list(names), "formats": kinds, "offsets": offsets, "itemsize": size}
+        {"names": list(names), "formats": kinds, "offsets": offsets, "itemsize": size}, aligned
     )
     return made
 

@@ -20,7 +20,8 @@ from .exceptions import InvalidCheckpointError, S3DCPError, SizeMismatchError
 from .limits import Allowance, RefusedError
 from .pickles import check_sizes
 from .records import RecordFile
-from .unpickling import pickle_in, value_of
+from .tensors import tensor_names
+from .unpickling import TRUSTED, pickle_in, value_of
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -30,6 +31,7 @@ _READ_AT_ONCE = 2**20
 # What copying raises that has nothing to do with the tensors. AcceleratorError is new in torch 2.8.
 _OF_THE_MACHINE = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", MemoryError))
 _NO_MEMORY = "not enough memory"
+_MOST_SAID = 300
 
 
 def open_item(
@@ -164,6 +166,8 @@ def _reason(error: Exception) -> str:
     """What an error says, without torch's advice to load with ``weights_only=False``."""
     refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
     name = error.name if isinstance(error, RefusedError) else refused and refused[1]
+    if name in tensor_names():
+        return f"{error}; if you trust the checkpoint, {TRUSTED}"
     if name:
         return (
             f"it holds a {name}, and loading that could run code; if you trust it, allow "
@@ -173,7 +177,7 @@ def _reason(error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    return str(error).partition("\n")[0].partition(". ")[0][:_MOST_SAID]
 
 
 def narrow(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
@@ -193,10 +197,10 @@ def narrow(tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int])
         for dim, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
             if length < tensor.size(dim):
                 tensor = tensor.narrow(dim, offset, length)
-    except SizeMismatchError:
+    except (S3DCPError, MemoryError, *_OF_THE_MACHINE):
         raise
-    except (RuntimeError, ValueError) as error:
-        # Nested tensors have no sizes, compressed ones no parts.
+    except Exception as error:
+        # Nested tensors have no sizes, compressed ones no parts; classes raise what they like.
         raise InvalidCheckpointError(
             f"the stored tensor is {_kind(tensor)}, of which no part can be taken: "
             f"{_first_line(error)}; load all of it"
@@ -230,8 +234,10 @@ def copy_into(target: torch.Tensor, source: torch.Tensor) -> None:
         _check_quantiser(target, source)
     try:
         own.copy_(source)
-    except RuntimeError as error:
-        if isinstance(error, _OF_THE_MACHINE) or _NO_MEMORY in str(error):
+    except (S3DCPError, MemoryError, *_OF_THE_MACHINE):
+        raise
+    except Exception as error:
+        if _NO_MEMORY in str(error):
             raise
         raise InvalidCheckpointError(
             f"the stored tensor is {_kind(source)}, and cannot be loaded into one that is "

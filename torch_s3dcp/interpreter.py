@@ -31,14 +31,14 @@ class Allowed:
         call: Called instead of it, with a pickle's arguments; None: it may not be called.
         build: Gives an instance of it its state; None: instances get none.
         trusted: Whether it may do as it likes, such as a class that the user allowed.
-        each: Bytes that a call makes of each value in a container, if that is more than usual.
+        counted: Whether its calls count what they are given as copied.
     """
 
     value: Any
     call: Callable[..., Any] | None = None
     build: Callable[[Any, Any], None] | None = None
     trusted: bool = False
-    each: int = 0
+    counted: bool = True
 
 
 def set_attributes(target: Any, state: Any) -> None:
@@ -78,6 +78,8 @@ class Interpreter:
         self._allowed: dict[int, Allowed] = {}
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        # Ids of what was taken from there: it stays there, so that they stay its own.
+        self._again = set[int]()
         self._key = KeyCheck()
 
     def load(self, data: bytes) -> Any:
@@ -134,8 +136,8 @@ class Interpreter:
         allowed = self._allowed.get(id(value))
         if allowed is None or allowed.value is not value or allowed.call is None:
             raise RefusedError(f"{_shown(value)} may not be called")
-        if not allowed.trusted:
-            self._allowance.weigh(arguments, allowed.each)
+        if allowed.counted:
+            self._allowance.weigh(arguments, self._again)
         return allowed.call
 
     def _reduce(self, _: Any) -> None:
@@ -195,8 +197,8 @@ class Interpreter:
             allowed = found if found.value is kind else None
         if allowed is None or allowed.build is None:
             raise RefusedError(f"a {type(target).__name__} may not be given a state")
-        if not allowed.trusted:
-            self._allowance.weigh(state if type(state) is tuple else (state,))
+        if allowed.counted:
+            self._allowance.weigh((state,), self._again)
         allowed.build(target, state)
 
     def _persist(self, _: Any) -> None:
@@ -243,6 +245,11 @@ class Interpreter:
     def _remember(self, number: int | None) -> None:
         self._memo[len(self._memo) if number is None else number] = self._stack[-1]
 
+    def _recall(self, number: int) -> None:
+        value = self._memo[number]
+        self._again.add(id(value))
+        self._stack.append(value)
+
 
 def _shown(value: Any) -> str:
     name = getattr(value, "__qualname__", None) if callable(value) else None
@@ -286,8 +293,8 @@ _STEPS: dict[str, _Step] = {
     "POP": lambda run, _: run._stack.pop(),
     "POP_MARK": lambda run, _: run._to_mark(),
     "DUP": lambda run, _: run._stack.append(run._stack[-1]),
-    "BINGET": lambda run, number: run._stack.append(run._memo[number]),
-    "LONG_BINGET": lambda run, number: run._stack.append(run._memo[number]),
+    "BINGET": Interpreter._recall,
+    "LONG_BINGET": Interpreter._recall,
     "BINPUT": Interpreter._remember,
     "LONG_BINPUT": Interpreter._remember,
     "MEMOIZE": Interpreter._remember,

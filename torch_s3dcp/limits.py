@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Container
 from typing import Any
 
 # Parts of a key at most, counted as often as they are met.
@@ -14,9 +14,10 @@ _MOST_ALIKE = 64
 
 # Bytes that any item may copy, and how often each of its own.
 _COPIED, _TIMES = 2**28, 8
-# Bytes for each value in a container, and for what is small.
-_EACH: dict[type, int] = {list: 16, tuple: 16, deque: 16, set: 48, dict: 64, OrderedDict: 64}
-_BYTES, _SMALL = (str, bytes, bytearray), 8
+# Bytes that containers take for each value at most, when they are made of others.
+_EACH, _IN_TUPLES = 128, 16
+_SMALL = 8
+_BYTES, _CONTAINERS = (str, bytes, bytearray), (list, deque, dict, set, frozenset)
 
 
 class RefusedError(ValueError):
@@ -116,25 +117,34 @@ class Allowance:
         if self._left < 0:
             raise TooMuchError(f"it makes far more than its {self._stored} bytes")
 
-    def weigh(self, values: Iterable[Any], each: int = 0) -> None:
-        """Count what a call may copy: what it is given, and what tuples hold within that.
+    def weigh(self, arguments: tuple[Any, ...], again: Container[int]) -> None:
+        """Count what a call may copy of what it is given, and of what tuples hold within that.
 
         Args:
-            each: Bytes that it makes of each value in a container, at least.
+            again: Ids of what the pickle has remembered and used once more. All else is its own
+                bytes, and is copied once.
 
         Raises:
             TooMuchError: It is more than is left.
         """
-        total, found = 0, list(values)
-        for value in found:
-            kind = type(value)
-            total += _SMALL
-            if kind in _EACH:
-                total += max(_EACH[kind], each) * len(value)
-                if kind is tuple and total <= self._left:
-                    found += value
-            elif kind in _BYTES:
-                total += len(value)
-            elif kind is int:
-                total += value.bit_length() // 8
+        total, left = 0, [(arguments, id(arguments) in again)]
+        for values, counts in left:
+            for value in values:
+                repeated = counts or id(value) in again
+                if isinstance(value, tuple):
+                    left.append((value, repeated))
+                if repeated:
+                    total += _SMALL + _weight(value)
+            if total > self._left:
+                break
         self.spend(total)
+
+
+def _weight(value: Any) -> int:
+    if isinstance(value, _BYTES):
+        return len(value)
+    if isinstance(value, _CONTAINERS):
+        return _EACH * len(value)
+    if isinstance(value, tuple):
+        return _IN_TUPLES * len(value)
+    return value.bit_length() // 8 if isinstance(value, int) else 0

@@ -57,6 +57,7 @@ class Storages:
     def __init__(self, records: Records, allowance: Allowance) -> None:
         self._records = records
         self._allowance = allowance
+        self._typed: dict[tuple[str, torch.dtype], Memory] = {}
         order = bytes(records["byteorder"]).decode() if "byteorder" in records else _usual_order()
         if order not in ("little", "big"):
             raise ValueError(f"unknown byte order {order[:20]!r}")
@@ -75,7 +76,10 @@ class Storages:
         flat = self._known[key]
         if len(flat) != count * dtype.itemsize:
             raise ValueError(f"storage {key} has another size than the item says")
-        return Memory(flat.view(dtype), self._allowance, swapped=self._swapped)
+        if (key, dtype) not in self._typed:
+            typed = Memory(flat.view(dtype), self._allowance, swapped=self._swapped)
+            self._typed[key, dtype] = typed
+        return self._typed[key, dtype]
 
     def _read(self, key: str, dtype: torch.dtype) -> torch.Tensor:
         memory = self._records[f"data/{key}"]
@@ -169,9 +173,11 @@ _QUANTISED = "torch._utils._rebuild_qtensor"
 _QSCHEMES = (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
 
 
-def _check_own(part: torch.Tensor) -> None:
-    """No element twice: it is copied or gone through, and its size is the pickle's word."""
-    need(part.numel() * part.itemsize <= part.untyped_storage().nbytes(), _REBUILD)
+def _check_parts(*parts: torch.Tensor) -> None:
+    """They are gone through: none may be far larger than what there is, on the pickle's word."""
+    stored = sum(part.untyped_storage().nbytes() for part in parts)
+    for part in parts:
+        need(part.numel() * part.itemsize <= max(_EXPANDED, 4 * stored), _SPARSE)
 
 
 def _quantised(
@@ -184,7 +190,6 @@ def _quantised(
     _: Any = None,
 ) -> torch.Tensor:
     numbers = _tensor(memory, offset, size, stride)
-    _check_own(numbers)
     memory.allowance.spend(numbers.nbytes)
     need(type(quantiser) is tuple and len(quantiser) in (3, 4), _QUANTISED)
     scheme, *how = quantiser
@@ -199,7 +204,6 @@ def _quantised(
         for one in (scales, zeros):
             shape = one.shape if isinstance(one, torch.Tensor) else None
             need(shape == (numbers.shape[axis],), _QUANTISED)
-            _check_own(one)
             # They become numbers of 8 bytes.
             memory.allowance.spend(8 * one.numel())
         make = torch._make_per_channel_quantized_tensor
@@ -208,6 +212,8 @@ def _quantised(
 
 
 _SPARSE = "torch._utils._rebuild_sparse_tensor"
+# Bytes that the parts of a sparse tensor may have beyond what is stored: one value for all.
+_EXPANDED = 2**28
 _COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
@@ -218,8 +224,8 @@ def _sparse(layout: Any, data: Any) -> torch.Tensor:
     # As torch keeps them: of anything else it would make copies.
     need(type(size) in (tuple, torch.Size), _SPARSE)
     for one in (*indices, values):
-        need(isinstance(one, torch.Tensor), _SPARSE)
-        _check_own(one)
+        need(isinstance(one, torch.Tensor) and one.layout is torch.strided, _SPARSE)
+    _check_parts(*indices, values)
     need(all(one.dtype in (torch.int32, torch.int64) for one in indices), _SPARSE)
     # All indices are checked: others would reach beyond the values.
     if layout is torch.sparse_coo:

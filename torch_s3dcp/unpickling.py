@@ -11,6 +11,9 @@ from .limits import Allowance, RefusedError
 from .records import PICKLE
 from .tensors import Records, Storages
 
+#: What to do about items that are refused.
+TRUSTED = "pass trust_checkpoint=True to the storage reader, which lets the bucket run code"
+
 
 def pickle_in(records: Records) -> bytes:
     """The archive's pickle.

@@ -37,6 +37,8 @@ LOADS: dict[str, Any] = {
     "aligned": np.zeros(2, np.dtype({"names": ["a", "b"], "formats": ["i1", "f8"]})),
     "nested": np.zeros(2, dtype=[("a", [("b", ">i2"), ("c", "M8[D]")])]),
     "uuid": uuid.UUID("12345678123456781234567812345678"),
+    "uuid of a clock": uuid.UUID(int=2**100 + 5, is_safe=uuid.SafeUUID.unsafe),
+    "aligned as in C": np.zeros(2, np.dtype([("a", "i1"), ("b", "f8")], align=True)),
     "state of a generator": np.random.default_rng(5).bit_generator.state,
     "state of a legacy generator": np.random.RandomState(3).get_state(legacy=False),
 }
@@ -136,10 +138,17 @@ def odd_tensors() -> dict[str, torch.Tensor]:
         return {
             "coo": torch.eye(3).to_sparse(),
             "uncoalesced": torch.sparse_coo_tensor([[0, 0]], [1.0, 2.0], (3,)),
+            "one value": torch.sparse_coo_tensor([[0, 2]], torch.ones(1).expand(2), (3,)),
             "csr": torch.eye(3).to_sparse_csr(),
+            "csr of one value": torch.sparse_csr_tensor(
+                torch.tensor([0, 1, 2]), torch.tensor([0, 1]), torch.ones(1).expand(2), (2, 2)
+            ),
             "csc": torch.eye(3).to_sparse_csc(),
             "bsr": torch.eye(4).to_sparse_bsr((2, 2)),
             "quantised": torch.quantize_per_tensor(randn(4, 4), 0.1, 3, torch.qint8),
+            "quantised, expanded": torch.quantize_per_tensor(
+                randn(1, 4), 0.1, 3, torch.qint8
+            ).expand(3, 4),
             "per channel": channelled(torch.zeros(4).long(), torch.qint8),
             "real zeros": channelled(torch.ones(4), torch.quint8),
         }

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from campaigns._gadgets import archive
 from torch_s3dcp.blobs import vetted
 from torch_s3dcp.decoding import copy_into, load_tensor, narrow
 from torch_s3dcp.exceptions import InvalidCheckpointError
-from torch_s3dcp.limits import Allowance, RefusedError
+from torch_s3dcp.limits import Allowance, TooMuchError
 
 MIB = 2**20
 
@@ -88,8 +89,23 @@ def in_parameters(size: int) -> tuple[bytes, bytes]:
     return call + what + b"(" + tensor + b"\x89}" + state + b"tNtq\2R", b"h\1h\2R"
 
 
+def in_sizes(size: int) -> tuple[bytes, bytes]:
+    """A shape of a million dimensions."""
+    made = b"ctorch\nSize\n](" + b"K\1" * (size // 2) + b"e\x85Rq\0"
+    call = b"0ctorch._utils\n_rebuild_meta_tensor_no_storage\nq\1"
+    return made + call + b"(ctorch\nint8\nh\0h\0\x89tq\2R", b"h\1h\2R"
+
+
+def in_states(size: int) -> tuple[bytes, bytes]:
+    """Of a class that torch declares safe."""
+    items = b"".join(b"X\6\0\0\0%06dK\1" % number for number in range(size // 16))
+    first = b"ctorch.distributed.tensor._dtensor_spec\nDTensorSpec\nq\1}(" + items + b"uq\0"
+    return first, b"h\1)\x81h\0b"
+
+
 FORMS = [encoded, in_bytearrays, in_paths, in_attributes, in_sets, in_arrays, in_ranges]
 FORMS += [in_numbers, in_ordered_dicts, in_parameters]
+NEVER_GOOD = [in_sizes, in_states]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -99,6 +115,13 @@ def test_what_an_item_repeats_is_counted(form: Callable[[int], tuple[bytes, byte
     value = torch.load(io.BytesIO(vetted(few)), weights_only=False)
     assert len(value) in (4, 5)
     with pytest.raises(InvalidCheckpointError, match=r"far more than its \d+ bytes; if you trust"):
+        vetted(archive(b"\x80\2](" + first + again * 2_000_000 + b"e."))
+
+
+@pytest.mark.parametrize("form", NEVER_GOOD)
+def test_what_is_no_value_is_counted_too(form: Callable[[int], tuple[bytes, bytes]]) -> None:
+    first, again = form(MIB)
+    with pytest.raises(InvalidCheckpointError, match="far more than its"):
         vetted(archive(b"\x80\2](" + first + again * 2_000_000 + b"e."))
 
 
@@ -161,9 +184,12 @@ def test_usual_values_are_far_from_it() -> None:
 
 def test_nothing_is_made_beyond_an_allowance() -> None:
     allowance = Allowance(1000)
-    allowance.weigh(("abc", [1, 2, 3], ((b"x" * 1000,), None), 17))
-    with pytest.raises(RefusedError, match="its 1000 bytes"):
-        allowance.spend(2**28 + 8000)
+    text, nested = "abc" * 1000, ((b"x" * 1000,), None)
+    allowance.weigh((text, [1, 2, 3], nested, 17), set())
+    allowance.spend(2**28 + 4000)
+    allowance.weigh((text, nested), {id(nested)})
+    with pytest.raises(TooMuchError, match="its 1000 bytes"):
+        allowance.weigh((text, nested), {id(text)})
 
 
 KINDS: dict[str, Callable[[], torch.Tensor]] = {
@@ -221,6 +247,27 @@ def test_the_scale_of_a_whole_tensor_stays() -> None:
         with pytest.raises(InvalidCheckpointError, match="another scale"):
             copy_into(whole[:2], quantised(2, 0.5, channels))
         assert torch.equal(whole.dequantize(), before)
+
+
+def test_a_broken_tensor_of_a_class_is_no_error_of_ours() -> None:
+    class Call:
+        def __reduce__(self) -> Any:
+            made = (DTensor, torch.float32, (4,), (1,), 0, torch.strided, "cpu", False)
+            return torch._utils._rebuild_wrapper_subclass, made
+
+    class Pickler(pickle.Pickler):
+        dispatch_table = {  # noqa: RUF012 - this is how picklers are told
+            torch.layout: lambda layout: (torch.serialization._get_layout, (str(layout),))
+        }
+
+    output = io.BytesIO()
+    Pickler(output, 2).dump(Call())
+    broken = load_tensor(io.BytesIO(archive(output.getvalue())))
+    assert type(broken) is DTensor
+    with pytest.raises(InvalidCheckpointError, match="cannot be loaded"):
+        copy_into(torch.zeros(4), broken)
+    with pytest.raises(InvalidCheckpointError, match="of which no part"):
+        narrow(broken, [0], [1])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
