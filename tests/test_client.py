@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support.clients import BLOB, BUCKET, KEY, client_of
 
-from torch_s3dcp import S3Client, S3ClientConfig, S3ReaderConstructor
+from torch_s3dcp import S3ReaderConstructor
 from torch_s3dcp.exceptions import (
     AccessDeniedError,
     EndpointError,
@@ -25,20 +26,12 @@ from torch_s3dcp.testing.wrappers import Fault, FaultTransport, RecordingTranspo
 from torch_s3dcp.transports import MemoryTransport, ObjectBody, ObjectInfo
 from torch_s3dcp.transports.retries import Limits
 
-BUCKET, KEY = "bucket", "key"
-BLOB = bytes((5 * i + i // 256) % 256 for i in range(3000))
-MIB = 1024 * 1024
-
 
 @pytest.fixture
 def memory() -> MemoryTransport:
     transport = MemoryTransport(BUCKET)
     transport.put(BUCKET, KEY, BLOB)
     return transport
-
-
-def client_of(transport: Any, max_attempts: int = 10) -> S3Client:
-    return S3Client(transport=transport, s3client_config=S3ClientConfig(max_attempts=max_attempts))
 
 
 @pytest.mark.parametrize("reader_name", ["sequential", "range_based"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.clients import BLOB, BUCKET, KEY, MIB, client_of
 
 from torch_s3dcp import S3Client, S3ClientConfig, S3Writer
 from torch_s3dcp.exceptions import (
@@ -21,20 +22,12 @@ from torch_s3dcp.testing.servers import MotoServer
 from torch_s3dcp.testing.wrappers import Fault, FaultTransport, RecordingTransport
 from torch_s3dcp.transports import BotoTransport, MemoryTransport
 
-BUCKET, KEY = "bucket", "key"
-BLOB = bytes((5 * i + i // 256) % 256 for i in range(3000))
-MIB = 1024 * 1024
-
 
 @pytest.fixture
 def memory() -> MemoryTransport:
     transport = MemoryTransport(BUCKET)
     transport.put(BUCKET, KEY, BLOB)
     return transport
-
-
-def client_of(transport: Any, max_attempts: int = 10) -> S3Client:
-    return S3Client(transport=transport, s3client_config=S3ClientConfig(max_attempts=max_attempts))
 
 
 def pieces(sizes: Iterable[int]) -> list[bytes]:

@@ -11,7 +11,7 @@ import pickletools
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import EnumMeta
+from enum import Enum, EnumMeta
 from typing import Any
 
 from .limits import Allowance, KeyCheck, RefusedError
@@ -187,6 +187,9 @@ class Interpreter:
     def _build(self, _: Any) -> None:
         state = self._pop()
         target = self._stack[-1]
+        if isinstance(target, Enum):
+            # There is one of it in the process.
+            raise RefusedError("a member of an enumeration may not be given a state")
         # Some classes give instances of their own subclasses, such as numpy.dtype.
         known = (self._allowed.get(id(kind)) for kind in type(target).__mro__)
         allowed = next((one for one in known if one is not None), None)

@@ -187,6 +187,13 @@ def test_what_is_got_by_getattr_is_of_allowed_classes() -> None:
         assert torch.load(io.BytesIO(found), weights_only=False) == expected
 
 
+def test_members_of_enumerations_stay_as_they_are() -> None:
+    state = b"}" + text("_value_") + b"K\7sb"
+    with pytest.raises(InvalidCheckpointError, match="may not be given a state"):
+        vetted(got(Owner, "ONE", state), [Owner])
+    assert Owner.ONE.value == 1
+
+
 @pytest.mark.parametrize(
     "data",
     [
