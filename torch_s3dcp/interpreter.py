@@ -145,7 +145,9 @@ class Interpreter:
         if type(arguments) is not tuple:
             raise ValueError("arguments that are no tuple")
         call = self._callable(function, arguments)
-        self._stack.append(self._attribute(*arguments) if call is getattr else call(*arguments))
+        if call is getattr and not self._allowed[id(function)].trusted:
+            call = self._attribute
+        self._stack.append(call(*arguments))
 
     def _attribute(self, owner: Any = None, name: Any = None, *_: Any) -> Any:
         """What Python pickles by ``getattr``, of classes that may be made.

@@ -128,7 +128,8 @@ class Allowance:
             TooMuchError: It is more than is left.
         """
         total, left = 0, [(arguments, id(arguments) in again)]
-        for values, counts in left:
+        while left:
+            values, counts = left.pop()
             for value in values:
                 repeated = counts or id(value) in again
                 if isinstance(value, tuple):

@@ -187,6 +187,12 @@ def test_what_is_got_by_getattr_is_of_allowed_classes() -> None:
         assert torch.load(io.BytesIO(found), weights_only=False) == expected
 
 
+def test_who_allows_getattr_gets_it() -> None:
+    made = name("builtins", "getattr") + text("a") + text("join") + b"\x86R"
+    found = vetted(archive(b"\x80\2" + made + b"."), [getattr])
+    assert torch.load(io.BytesIO(found), weights_only=False)(["1", "2"]) == "1a2"
+
+
 def test_members_of_enumerations_stay_as_they_are() -> None:
     state = b"}" + text("_value_") + b"K\7sb"
     with pytest.raises(InvalidCheckpointError, match="may not be given a state"):
